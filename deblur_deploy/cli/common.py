@@ -1,0 +1,26 @@
+"""What every command shares: a user's mistake is one line and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from deblur_deploy.errors import DeblurError
+
+OK, SOME_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+
+def guarded(name: str, command: Callable[[Sequence[str] | None], int]) -> Callable[[], int]:
+    """A console-script ``main`` around ``command(argv)``, which returns the exit status."""
+
+    def main() -> int:
+        try:
+            return command(None)
+        except DeblurError as error:
+            sys.stderr.write(f"{name}: {error}\n")
+            return USER_ERROR
+        except KeyboardInterrupt:
+            sys.stderr.write(f"{name}: interrupted; finished files are kept\n")
+            return INTERRUPTED
+
+    return main

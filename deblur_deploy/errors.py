@@ -1,0 +1,51 @@
+"""Every error that this library raises on purpose.
+
+    DeblurError
+    |-- InputError        (ValueError)         an argument, a configuration value or an image is not acceptable
+    |-- ModelError        (ValueError)         a file is not a model, checkpoint or bundle of ours, or is damaged
+    |-- MissingFileError  (FileNotFoundError)  a path that must exist does not, or is of the wrong kind
+    |-- OutputError       (OSError)            a result cannot be written where it was asked for
+    |-- ProviderError     (RuntimeError)       an execution provider is unknown, absent, or did not run the model
+    |-- VerificationError (RuntimeError)       a model failed the proof that it equals its reference
+    |-- TrainingError     (RuntimeError)       training cannot go on
+    `-- MissingExtraError (ImportError)        an optional dependency is not installed
+
+Each leaf is also the builtin that it stands for, so callers may catch either.  A message is one line that says
+what was wrong, where, and what to do about it: the command line prints it as it is and exits with status 2.
+"""
+
+
+class DeblurError(Exception):
+    """Base of every error below."""
+
+
+class InputError(DeblurError, ValueError):
+    """An argument, a configuration value or an image is not acceptable."""
+
+
+class ModelError(DeblurError, ValueError):
+    """A file is not a model, checkpoint or bundle of ours, or it is damaged."""
+
+
+class MissingFileError(DeblurError, FileNotFoundError):
+    """A path that must exist does not, or is of the wrong kind."""
+
+
+class OutputError(DeblurError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+class ProviderError(DeblurError, RuntimeError):
+    """An execution provider is unknown, absent, or did not run the model."""
+
+
+class VerificationError(DeblurError, RuntimeError):
+    """A model failed the proof that it equals its reference."""
+
+
+class TrainingError(DeblurError, RuntimeError):
+    """Training cannot go on."""
+
+
+class MissingExtraError(DeblurError, ImportError):
+    """An optional dependency is not installed."""

@@ -1,0 +1,1 @@
+"""Measure it: quality and latency."""

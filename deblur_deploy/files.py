@@ -1,0 +1,100 @@
+"""Files that exist whole or not at all, and the hash that names their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deblur_deploy.errors import MissingFileError, OutputError
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``target`` (same suffix); rename it to ``target`` if the block succeeds.
+
+    Raises OutputError if the folder cannot be written or the disk is full; the temporary file is then removed.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling folder; rename it to ``target`` if the block succeeds.
+
+    An existing ``target`` is refused with OutputError unless ``force``, and is then replaced only at the end.
+    """
+    refuse_existing(target, force=force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        temporary.chmod(0o777 & ~_umask())
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
+    try:
+        yield temporary
+        refuse_existing(target, force=force)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+            os.replace(target, old / target.name)
+            os.replace(temporary, target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, target)
+    except OSError as error:
+        if isinstance(error, (OutputError, FileNotFoundError)):
+            raise
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(target: Path, *, force: bool) -> None:
+    """Raise OutputError if ``target`` exists and may not be replaced (call it before any costly work)."""
+    if target.is_file():
+        raise OutputError(f"{target} is a file, a folder is needed; choose another --out")
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise OutputError(f"{target} exists and is not empty; choose another --out or give --force")
+
+
+def existing(path: Path, *, kind: str) -> Path:
+    """``path`` if it exists as ``kind`` ("file" or "folder"), else MissingFileError that says what is there."""
+    if not path.exists():
+        raise MissingFileError(f"no such {kind}: {path}")
+    if kind == "file" and not path.is_file():
+        raise MissingFileError(f"{path} is a folder, a file is needed")
+    if kind == "folder" and not path.is_dir():
+        raise MissingFileError(f"{path} is a file, a folder is needed")
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

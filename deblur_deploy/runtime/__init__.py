@@ -1,0 +1,1 @@
+"""Run a model: numpy and onnxruntime only."""

@@ -1,0 +1,1 @@
+"""Make it: network, data, losses, training (torch)."""

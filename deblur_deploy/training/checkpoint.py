@@ -1,0 +1,49 @@
+"""Checkpoints: safetensors whose metadata holds the config, so that loading builds the network and never unpickles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from deblur_deploy.errors import ModelError
+from deblur_deploy.files import existing, writing_file
+from deblur_deploy.training.unet import UNet, UNetConfig
+
+CONFIG_KEY = "deblur_deploy.unet"
+
+
+def save_checkpoint(model: UNet, path: Path, notes: dict[str, str] | None = None) -> None:
+    """Write weights (fp32) and config to ``path``, whole or not at all; ``notes`` become further metadata."""
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+    metadata = {CONFIG_KEY: msgspec.json.encode(model.config).decode(), **(notes or {})}
+    with writing_file(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_checkpoint(path: Path) -> UNet:
+    """The network stored at ``path``, in eval mode on the CPU.
+
+    Raises MissingFileError if there is no such file, ModelError if it is not a whole checkpoint of ours.
+    """
+    existing(path, kind="file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if CONFIG_KEY not in metadata:
+                raise ModelError(f"{path} is safetensors but holds no deblur_deploy U-Net; train one with deblur-train")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a whole safetensors file ({error}); train or copy it again") from None
+    try:
+        model = UNet(msgspec.json.decode(metadata[CONFIG_KEY], type=UNetConfig))
+        model.load_state_dict(tensors)
+    except (msgspec.MsgspecError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path} does not hold the weights that its config describes: {reason}") from None
+    if not all(torch.isfinite(value).all() for value in tensors.values()):
+        raise ModelError(f"{path} holds weights that are not finite; train it again or use an earlier checkpoint")
+    return model.eval()

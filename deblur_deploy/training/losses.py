@@ -1,0 +1,111 @@
+"""Losses on float NCHW in [0, 1], and their weighted sums: ``--loss "l1=1,fft=0.05"``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deblur_deploy.errors import InputError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def charbonnier(image: Tensor, truth: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """A smooth L1 (Charbonnier et al. 1994; Lai et al. 2017)."""
+    return ((image - truth).square() + epsilon**2).sqrt().mean()
+
+
+def fft(image: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference of the spectra (Cho et al., MIMO-UNet, 2021), scaled by 1 / sqrt(pixels)."""
+    return torch.fft.rfft2(image - truth, norm="ortho").abs().mean()
+
+
+def ssim(image: Tensor, truth: Tensor) -> Tensor:
+    """1 - SSIM with Wang's 11x11 Gaussian window, sigma 1.5 (2004)."""
+    x = torch.arange(-5, 6, dtype=image.dtype, device=image.device)
+    line = torch.exp(-(x**2) / (2 * 1.5**2))
+    line = line / line.sum()
+    channels = image.shape[1]
+
+    def blur(value: Tensor) -> Tensor:
+        value = F.conv2d(value, line.view(1, 1, 11, 1).expand(channels, 1, 11, 1), groups=channels)
+        return F.conv2d(value, line.view(1, 1, 1, 11).expand(channels, 1, 1, 11), groups=channels)
+
+    a, b = blur(image), blur(truth)
+    aa, bb, ab = blur(image * image) - a * a, blur(truth * truth) - b * b, blur(image * truth) - a * b
+    c1, c2 = 0.01**2, 0.03**2
+    return 1 - ((2 * a * b + c1) * (2 * ab + c2) / ((a * a + b * b + c1) * (aa + bb + c2))).mean()
+
+
+class Perceptual(nn.Module):
+    """Mean squared difference of VGG19 features behind relu3_3 (Johnson et al. 2016).
+
+    ``weights``: a state dict in torchvision's layout (``features.0.weight`` ...), as .pth or .safetensors.
+    """
+
+    _widths = (64, 64, 0, 128, 128, 0, 256, 256, 256)
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in self._widths:
+            if width:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            else:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        wanted = self.state_dict()
+        if missing := [name for name in wanted if name not in weights]:
+            raise InputError(f"VGG19 weights lack {missing[0]}; torchvision's vgg19 state dict is needed")
+        self.load_state_dict({name: weights[name] for name in wanted})
+        self.requires_grad_(False)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def forward(self, image: Tensor, truth: Tensor) -> Tensor:
+        a, b = (self.features((value - self.mean) / self.std) for value in (image, truth))
+        return F.mse_loss(a, b)
+
+
+def load_vgg(path: Path | None) -> dict[str, Tensor]:
+    """VGG19 weights given by the user, since none can be shipped; never unpickles code."""
+    if path is None:
+        raise InputError("the perceptual loss needs VGG19 weights: give --vgg-weights FILE (torchvision's vgg19)")
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    except Exception as error:
+        raise InputError(f"cannot read VGG19 weights from {path}: {str(error).splitlines()[0]}") from None
+
+
+LOSSES: dict[str, Loss] = {"mse": F.mse_loss, "l1": F.l1_loss, "charbonnier": charbonnier, "ssim": ssim, "fft": fft}
+
+
+def parse_loss(text: str, vgg_weights: Path | None = None) -> Loss:
+    """The weighted sum that ``text`` ("l1=1,fft=0.05") describes.
+
+    Raises InputError for an unknown name, a weight that is no positive number, or perceptual without weights.
+    """
+    terms: list[tuple[float, Loss]] = []
+    for term in text.split(","):
+        name, _, weight = term.strip().partition("=")
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = -1
+        if not 0 < value < float("inf"):
+            raise InputError(f"loss {term.strip()!r} has no positive weight; write it as {name}=0.5")
+        if name == "perceptual":
+            terms.append((value, Perceptual(load_vgg(vgg_weights))))
+        elif name in LOSSES:
+            terms.append((value, LOSSES[name]))
+        else:
+            raise InputError(f"unknown loss {name!r}; choose from {', '.join([*LOSSES, 'perceptual'])}")
+    return lambda image, truth: torch.stack([weight * loss(image, truth) for weight, loss in terms]).sum()
