@@ -39,7 +39,7 @@ from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 Array = NDArray[Any]
 
-_BYTES_PER_PIXEL = 128
+_SURELY_FITS_BYTES_PER_PIXEL = 2500
 
 
 class DeblurEngine:
@@ -225,11 +225,11 @@ class DeblurEngine:
         )
 
     def _restore(self, sessions: Sessions, layout: Layout, rgb: Array) -> Array:
-        plan = self._plan(sessions, rgb.shape, self._budget)
+        plan = self._plan(sessions, rgb.shape, self._max_pixels(sessions, rgb))
         try:
             return self._run(sessions, plan, layout.dtype, rgb)
         except MemoryLimitError:
-            smaller = self._plan(sessions, rgb.shape, plan.height * plan.width * _BYTES_PER_PIXEL // 4)
+            smaller = self._plan(sessions, rgb.shape, plan.height * plan.width // 4)
             if smaller.height * smaller.width >= plan.height * plan.width:
                 raise
         try:
@@ -240,14 +240,21 @@ class DeblurEngine:
                 "free some, or set max_memory_mb lower"
             ) from None
 
-    def _plan(self, sessions: Sessions, shape: tuple[int, ...], budget: int) -> Plan:
+    def _max_pixels(self, sessions: Sessions, rgb: Array) -> int:
+        pixels = rgb.shape[0] * rgb.shape[1]
+        # Small images are not worth the measurement of what a pixel takes.
+        if pixels * _SURELY_FITS_BYTES_PER_PIXEL <= self._budget:
+            return self._budget
+        return max(1, self._budget // sessions.bytes_per_pixel)
+
+    def _plan(self, sessions: Sessions, shape: tuple[int, ...], max_pixels: int) -> Plan:
         contract = sessions.contract
         return plan_tiles(
             shape[0],
             shape[1],
             divisor=contract.size_divisor,
             radius_px=contract.receptive_radius_px,
-            max_pixels=max(1, budget // _BYTES_PER_PIXEL),
+            max_pixels=max_pixels,
         )
 
     def _run(self, sessions: Sessions, plan: Plan, dtype: np.dtype[Any], rgb: Array) -> Array:

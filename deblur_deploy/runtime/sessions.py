@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
@@ -20,10 +21,14 @@ from numpy.typing import NDArray
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.errors import MemoryLimitError, ModelError, ProviderError
-from deblur_deploy.runtime.providers import NAMES, Provider, first_line
+from deblur_deploy.runtime.memory import resident_bytes
+from deblur_deploy.runtime.providers import NAMES, Provider, find, first_line
 
 MAX_FIXED = 4
 """Fixed-shape sessions that one model keeps."""
+
+_PROBE_PX = 256
+_LEAST_BYTES_PER_PIXEL, _USUAL_BYTES_PER_PIXEL, _MOST_BYTES_PER_PIXEL = 24, 256, 8192
 
 _OFTEN = 2
 _OFTEN_WHEN_FULL = 16
@@ -66,6 +71,7 @@ class Sessions:
         self._fixed: OrderedDict[tuple[int, ...], _Fixed] = OrderedDict()
         self._seen: Counter[tuple[int, ...]] = Counter()
         self._creating = Lock()
+        self._bytes_per_pixel: int | None = None
         start = perf_counter()
         # The contract is read before the provider is asked, so that a stranger's file is not blamed on the provider.
         self.contract = _read_contract(data, where)
@@ -84,6 +90,28 @@ class Sessions:
     @property
     def dtype(self) -> type[np.uint8] | type[np.float32]:
         return np.uint8 if self.contract.io == "uint8" else np.float32
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Memory for activations that one pixel of an image takes, measured once in a session of its own."""
+        with self._creating:
+            if self._bytes_per_pixel is None:
+                self._bytes_per_pixel = self._measure_memory()
+            return self._bytes_per_pixel
+
+    def _measure_memory(self) -> int:
+        # ONNX Runtime does not tell; but its arena keeps what a run took, so the process grows by just that.
+        provider = self.provider if self.provider.kind == "CPU" else find("cpu")
+        session = self._create(None, provider, shared_arena=False)
+        small, large = _up(_PROBE_PX // 4, self.contract.size_divisor), _up(_PROBE_PX, self.contract.size_divisor)
+        with _turn:
+            session.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
+            before = resident_bytes()
+            session.run([OUTPUT], {INPUT: np.zeros(self._shape(large, large), self.dtype)})
+            after = resident_bytes()
+        if before is None or after is None:
+            return _USUAL_BYTES_PER_PIXEL
+        return min(max(_LEAST_BYTES_PER_PIXEL, (after - before) // (large * large)), _MOST_BYTES_PER_PIXEL)
 
     def run(self, batch: NDArray[Any], *, often: bool = False) -> NDArray[Any]:
         """Restore a C-contiguous batch in the layout and dtype of the contract; ``often`` fixes its shape at once.
@@ -130,19 +158,25 @@ class Sessions:
     def _shape(self, height: int, width: int) -> tuple[int, ...]:
         return (1, height, width, 3) if self.contract.io == "uint8" else (1, 3, height, width)
 
-    def _create(self, shape: tuple[int, ...] | None) -> ort.InferenceSession:
+    def _create(
+        self, shape: tuple[int, ...] | None, provider: Provider | None = None, *, shared_arena: bool = True
+    ) -> ort.InferenceSession:
+        provider = provider or self.provider
         options = ort.SessionOptions()
         # Failures are raised; what ONNX Runtime would print besides is not for our callers' terminals.
         options.log_severity_level = 4
         options.intra_op_num_threads = self._threads
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if shared_arena:
+            _register_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
         if shape is not None:
             height, width = shape[1:3] if self.contract.io == "uint8" else shape[2:]
             for name, size in ((BATCH_DIM, shape[0]), (HEIGHT_DIM, height), (WIDTH_DIM, width)):
                 options.add_free_dimension_override_by_name(name, size)
         try:
-            providers = self.provider.configure(
+            providers = provider.configure(
                 options,
                 precision=self.effective_precision,
                 threads=self._threads,
@@ -153,11 +187,11 @@ class Sessions:
                 self._data, options, providers or None, enable_fallback=0, read_config_from_model=0
             )
         except Exception as error:
-            raise ProviderError(f"{self.provider.name} cannot load {self._where}: {first_line(error)}") from None
+            raise ProviderError(f"{provider.name} cannot load {self._where}: {first_line(error)}") from None
         # Else a failing run would be repeated on the CPU, with a line on standard output for all notice.
         session.disable_fallback()
-        if session.get_providers()[0] != self.provider.ort_name:
-            raise ProviderError(f"{self.provider.name} did not load {self._where}; onnxruntime fell back by itself")
+        if session.get_providers()[0] != provider.ort_name:
+            raise ProviderError(f"{provider.name} did not load {self._where}; onnxruntime fell back by itself")
         return session
 
 
@@ -186,6 +220,18 @@ class _Fixed:
             self._session.run_with_iobinding(self._binding)
             copied: NDArray[Any] = self._restored.numpy()
             return copied
+
+
+@cache
+def _register_arena() -> None:
+    """One arena for all our sessions, so that each new shape does not keep its own; other people's are not touched."""
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    grow_as_needed = ort.OrtArenaCfg(0, 1, -1, -1)
+    ort.create_and_register_allocator(info, grow_as_needed)
+
+
+def _up(value: int, divisor: int) -> int:
+    return -(-value // divisor) * divisor
 
 
 def _read_contract(data: bytes, where: object) -> ModelContract:
