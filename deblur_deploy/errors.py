@@ -5,6 +5,7 @@
     |-- ModelError        (ValueError)         a file is not a model, checkpoint or bundle of ours, or is damaged
     |-- MissingFileError  (FileNotFoundError)  a path that must exist does not, or is of the wrong kind
     |-- OutputError       (OSError)            a result cannot be written where it was asked for
+    |-- MemoryLimitError  (MemoryError)        not even a small tile of the image fits into memory
     |-- ProviderError     (RuntimeError)       an execution provider is unknown, absent, or did not run the model
     |-- VerificationError (RuntimeError)       a model failed the proof that it equals its reference
     |-- TrainingError     (RuntimeError)       training cannot go on
@@ -33,6 +34,10 @@ class MissingFileError(DeblurError, FileNotFoundError):
 
 class OutputError(DeblurError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class MemoryLimitError(DeblurError, MemoryError):
+    """Not even a small tile of the image fits into memory."""
 
 
 class ProviderError(DeblurError, RuntimeError):

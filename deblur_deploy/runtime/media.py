@@ -1,8 +1,13 @@
-"""Image files in and out, through OpenCV."""
+"""Image files in and out, through OpenCV: pixels of any depth, and what cameras write beside them.
+
+Pixels stay turned as the file stores them and the EXIF orientation stays with them, so that nothing is turned twice.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,39 +15,112 @@ from numpy.typing import NDArray
 
 from deblur_deploy.errors import InputError, OutputError
 from deblur_deploy.files import existing, writing_file
+from deblur_deploy.runtime.headers import pixel_size
 
 Image = NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
+MAX_PIXELS = 2**28
+"""Images that state more pixels are refused before they are decoded, unless a caller allows more."""
 
-def list_images(folder: Path) -> list[Path]:
-    """Image files directly inside ``folder``, by name; raises MissingFileError without such a folder."""
-    return sorted(path for path in existing(folder, kind="folder").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+_KEPT = (cv2.IMAGE_METADATA_EXIF, cv2.IMAGE_METADATA_XMP, cv2.IMAGE_METADATA_ICCP)
+_CARRIERS = frozenset({".jpeg", ".jpg", ".png", ".webp"})
 
 
-def read_image(path: Path) -> Image:
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """An image file's content."""
+
+    pixels: NDArray[Any]
+    """uint8, uint16 or float; HxW gray, HxWx3 RGB or HxWx4 RGBA; not turned by the EXIF orientation."""
+    metadata: tuple[tuple[int, bytes], ...] = ()
+    """EXIF, XMP and ICC profile, by OpenCV's numbers for them."""
+
+    def with_pixels(self, pixels: NDArray[Any]) -> Photo:
+        """The same metadata with other pixels."""
+        return replace(self, pixels=pixels)
+
+
+def list_images(folder: Path, pattern: str = "*", *, recursive: bool = False) -> list[Path]:
+    """Image files in ``folder`` whose names match ``pattern``; raises MissingFileError without such a folder."""
+    existing(folder, kind="folder")
+    found = folder.rglob(pattern) if recursive else folder.glob(pattern)
+    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+
+
+def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
     """uint8 HxWx3 RGB, turned as its EXIF orientation says.
 
-    Raises MissingFileError if there is no such file, InputError if OpenCV cannot decode it.
+    Raises MissingFileError if there is no such file, InputError if it cannot be decoded or has too many pixels.
     """
-    data = np.fromfile(existing(path, kind="file"), np.uint8)
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise InputError(f"{path} is not an image that can be read; it may be damaged or of an unsupported format")
-    return image
+    image = _decoded(path, _content(path, max_pixels), cv2.IMREAD_COLOR_RGB)[0]
+    return image.astype(np.uint8, copy=False)
+
+
+def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
+    """The file as it is: depth, gray or alpha, and metadata.  Raises as :func:`read_image` does."""
+    pixels, metadata = _decoded(path, _content(path, max_pixels), cv2.IMREAD_UNCHANGED)
+    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA, dst=pixels)
+    return Photo(pixels=pixels, metadata=metadata)
 
 
 def write_image(path: Path, image: Image) -> None:
     """Write uint8 HxWx3 RGB in the format that the suffix names, whole or not at all."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+    write_photo(path, Photo(pixels=image))
+
+
+def write_photo(path: Path, photo: Photo) -> None:
+    """Write a photo in the format that the suffix names, whole or not at all; raises OutputError."""
+    suffix, pixels = path.suffix.lower(), photo.pixels
+    if suffix not in IMAGE_SUFFIXES:
         raise OutputError(f"cannot write {path}: unknown image format; use one of {', '.join(sorted(IMAGE_SUFFIXES))}")
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
-    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
-    if not done:
-        raise OutputError(f"cannot write {path}: the encoder refused {image.shape[1]}x{image.shape[0]} pixels")
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
+    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    kept = photo.metadata if suffix in _CARRIERS else ()
+    done, data = False, None
+    # A metadata block that was damaged already makes the encoder refuse the whole image: then it is left out.
+    for entries in dict.fromkeys((kept, ())):
+        try:
+            kinds, blocks = (
+                [kind for kind, _ in entries],
+                [np.frombuffer(block, np.uint8)[None] for _, block in entries],
+            )
+            done, data = cv2.imencodeWithMetadata(suffix, pixels, kinds, blocks, quality)
+        except cv2.error:
+            continue
+        if done:
+            break
+    if not done or data is None:
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise OutputError(f"cannot write {path}: the {suffix} encoder refused {size} pixels of {pixels.dtype}")
     with writing_file(path) as temporary:
         temporary.write_bytes(data.tobytes())
+
+
+def _content(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+    try:
+        data = np.fromfile(existing(path, kind="file"), np.uint8)
+    except PermissionError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    size = pixel_size(data[: 2**20].tobytes()) or pixel_size(data.tobytes())
+    if size is None:
+        raise InputError(f"{path} is not a JPEG, PNG, TIFF, WebP or BMP image, or is cut short")
+    if size[0] * size[1] > max_pixels:
+        raise InputError(
+            f"{path} states {size[0]}x{size[1]} pixels, more than the limit of {max_pixels / 1e6:.0f} megapixels"
+        )
+    return data
+
+
+def _decoded(path: Path, data: NDArray[np.uint8], flags: int) -> tuple[NDArray[Any], tuple[tuple[int, bytes], ...]]:
+    try:
+        image, kinds, blocks = cv2.imdecodeWithMetadata(data, flags=flags)
+    except (cv2.error, MemoryError):
+        image = None
+    if image is None or not image.size:
+        raise InputError(f"{path} is not an image that can be read; it may be damaged or of an unsupported format")
+    found = zip(np.ravel(kinds).tolist() if len(blocks) else [], blocks, strict=True)
+    return image, tuple((kind, block.tobytes()) for kind, block in found if kind in _KEPT)

@@ -1,0 +1,290 @@
+"""DeblurEngine: deblurring inside somebody else's program.
+
+    from deblur_deploy import DeblurEngine
+    engine = DeblurEngine()
+    sharp = engine(blurry)
+
+It runs on numpy and ONNX Runtime alone.  What it adds to a bare ``session.run`` is what an app would otherwise have to
+find out by itself: a provider that really runs, the right file for it, shapes that are compiled once, images of any
+type and size, memory that stays bounded, and a receipt that says what happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblur_deploy.contract import ModelContract
+from deblur_deploy.errors import InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
+from deblur_deploy.files import existing
+from deblur_deploy.runtime.bundle import Bundle
+from deblur_deploy.runtime.memory import budget_bytes
+from deblur_deploy.runtime.pixels import Layout, from_graph, to_graph
+from deblur_deploy.runtime.providers import Provider, candidates, find, versions
+from deblur_deploy.runtime.receipt import Receipt
+from deblur_deploy.runtime.sessions import Sessions
+from deblur_deploy.runtime.streams import overlapped
+from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.runtime.tiling import Plan, plan_tiles
+from deblur_deploy.runtime.variants import check_wish, choose_variant, float_variant
+from deblur_deploy.shipped import DEFAULT_BUNDLE
+
+Array = NDArray[Any]
+
+_BYTES_PER_PIXEL = 128
+
+
+class DeblurEngine:
+    """Restores images; one engine may be called from many threads, and pickles as its arguments.
+
+    Args:
+        model: a bundle folder or one ``.onnx`` file that deblur-export wrote; None is the model that ships with us.
+        provider: ``auto`` tries cuda, openvino and cpu; a named provider runs or raises.  ``openvino:gpu`` names one
+            device of a plugin.
+        precision: ``auto`` is the fastest within 0.1 dB; or fp32, fp16, bf16 (OpenVINO), int8.
+        threads: cores to use on the CPU; None is all that the process may use, and then engines take turns.
+        max_memory_mb: larger images are cut into tiles; None decides by the free memory.
+        options: options of the provider by ONNX Runtime's names; needs a named provider.
+
+    Raises MissingFileError, ModelError, ProviderError or InputError.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        provider: str = "auto",
+        precision: str = "auto",
+        *,
+        threads: int | None = None,
+        max_memory_mb: float | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        check_wish(precision)
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; allowed: 1 or more")
+        if max_memory_mb is not None and not max_memory_mb > 0:
+            raise InputError(f"max_memory_mb is {max_memory_mb}; allowed: more than 0")
+        if options and provider == "auto":
+            raise InputError("options belong to one provider; name it instead of provider='auto'")
+        self._arguments = {
+            "model": model,
+            "provider": provider,
+            "precision": precision,
+            "threads": threads,
+            "max_memory_mb": max_memory_mb,
+            "options": dict(options) if options else None,
+        }
+        self._precision, self._threads, self._options = precision, threads, options
+        self._budget = budget_bytes(max_memory_mb)
+        self._source: Bundle | Path = _source(model)
+        self._lock = Lock()
+        self._float: Sessions | None = None
+        self._skipped: dict[str, str] = {}
+        self._main, self._variant = self._load(provider)
+        self.receipt = self._receipt(self._main, self._variant)
+
+    @property
+    def contract(self) -> ModelContract:
+        """What the loaded model promises."""
+        return self._loaded().contract
+
+    def __call__(self, image: Array) -> Array:
+        """Restore one image or a batch.
+
+        ``image`` is uint8, uint16 or float32/64 in [0, 1]; HxW (gray), HxWxC or NxHxWxC with C = 1, 3 (RGB) or 4 (RGBA,
+        alpha is kept); of any size from 1x1.  The result is a new array of the same dtype and shape; ``image`` is left
+        as it was.  More than 8 bits go through the bundle's float variant.
+
+        Raises InputError for anything else, ModelError if the float variant is needed and absent, MemoryLimitError if
+        not even a small tile fits, ProviderError if the provider fails.
+        """
+        layout = Layout.of(image)
+        sessions = self._loaded() if layout.exact_in_uint8 else self._for_floats()
+        if layout.images.shape[0] == 1 and layout.images.shape[3] == 3:
+            return self._restore(sessions, layout, layout.colour(0)).reshape(layout.shape)
+        result = layout.result()
+        for index in range(len(result)):
+            layout.store(result, index, self._restore(sessions, layout, layout.colour(index)))
+        return result.reshape(layout.shape)
+
+    def map(self, images: Iterable[Array], *, ahead: int = 2) -> Iterator[Array]:
+        """Restore a stream, in order, while the next images are fetched and the last results consumed.
+
+        At most ``ahead`` images wait before and behind the engine.  Errors of ``images`` and of the engine are raised
+        here, at their place in the order; closing the iterator or Ctrl-C ends the work.
+        """
+        if ahead < 1:
+            raise InputError(f"ahead is {ahead}; allowed: 1 or more")
+        return overlapped(images, self, ahead=ahead)
+
+    def close(self) -> None:
+        """Release the model's memory; the engine cannot be called afterwards."""
+        self._main = self._float = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., DeblurEngine], tuple[dict[str, Any]]]:
+        return _rebuild, (self._arguments,)
+
+    def __repr__(self) -> str:
+        return f"<DeblurEngine {self.receipt}>"
+
+    def _loaded(self) -> Sessions:
+        if self._main is None:
+            raise InputError("this engine is closed; make a new one")
+        return self._main
+
+    def _for_floats(self) -> Sessions:
+        main = self._loaded()
+        if main.contract.io == "float32":
+            return main
+        if not isinstance(self._source, Bundle):
+            raise InputError(
+                f"{self._source} takes uint8 images only; for uint16 or float images load a bundle with a float variant"
+            )
+        with self._lock:
+            if self._float is None:
+                variant = float_variant(self._source)
+                # Whoever hands in more than 8 bits wants them kept, so no faster arithmetic is chosen here.
+                wish = "bf16" if self._precision == "bf16" else "fp32"
+                self._float = self._sessions(_verified(variant.path, variant.sha256), variant.path, main.provider, wish)
+            return self._float
+
+    def _load(self, name: str) -> tuple[Sessions | None, str]:
+        if name != "auto":
+            return self._open(find(name, self._options))
+        providers = candidates(self._skipped)
+        for provider in providers:
+            try:
+                return self._open(provider)
+            except ProviderError as error:
+                if provider is providers[-1]:
+                    raise
+                self._skipped[provider.name] = str(error)
+                warnings.warn(f"provider {provider.name} is not used: {error}", RuntimeWarning, stacklevel=4)
+        raise ProviderError("no provider is present; reinstall onnxruntime")
+
+    def _open(self, provider: Provider) -> tuple[Sessions, str]:
+        if isinstance(self._source, Path):
+            sessions = self._sessions(self._source.read_bytes(), self._source, provider, self._precision)
+            is_, wish = sessions.contract.precision, self._precision
+            if wish not in ("auto", is_) and not (wish == "bf16" and is_ == "fp32"):
+                raise ModelError(f"{self._source} is {is_}, not {wish}; leave precision at auto or load a bundle")
+            variant = self._source.stem
+        else:
+            chosen = choose_variant(self._source, provider, self._precision)
+            data = _verified(chosen.path, chosen.sha256)
+            sessions, variant = self._sessions(data, chosen.path, provider, self._precision), chosen.name
+        if self._precision == "bf16" and sessions.effective_precision != "bf16":
+            raise ProviderError(
+                f"{provider.name} on {provider.device} cannot compute in bf16; use precision auto or fp32"
+            )
+        return sessions, variant
+
+    def _sessions(self, data: bytes, where: Path, provider: Provider, precision: str) -> Sessions:
+        return Sessions(
+            data,
+            where,
+            provider,
+            precision=precision,
+            threads=self._threads or usable_cores(),
+            own_threads=self._threads is not None,
+            extra=self._options,
+        )
+
+    def _receipt(self, sessions: Sessions | None, variant: str) -> Receipt:
+        assert sessions is not None
+        return Receipt(
+            model=self._source.name,
+            variant=variant,
+            provider=sessions.provider.name,
+            device=sessions.provider.device,
+            precision=sessions.contract.precision,
+            effective_precision=sessions.effective_precision,
+            threads=self._threads or usable_cores(),
+            nodes=sessions.assignment.nodes,
+            convolutions=sessions.assignment.convolutions,
+            load_ms=sessions.load_ms,
+            warm_up_ms=sessions.warm_up_ms,
+            versions=versions(sessions.provider),
+            skipped=dict(self._skipped),
+        )
+
+    def _restore(self, sessions: Sessions, layout: Layout, rgb: Array) -> Array:
+        plan = self._plan(sessions, rgb.shape, self._budget)
+        try:
+            return self._run(sessions, plan, layout.dtype, rgb)
+        except MemoryLimitError:
+            smaller = self._plan(sessions, rgb.shape, plan.height * plan.width * _BYTES_PER_PIXEL // 4)
+            if smaller.height * smaller.width >= plan.height * plan.width:
+                raise
+        try:
+            return self._run(sessions, smaller, layout.dtype, rgb)
+        except MemoryLimitError:
+            raise MemoryLimitError(
+                f"too little memory even for a tile of {smaller.width}x{smaller.height} pixels; "
+                "free some, or set max_memory_mb lower"
+            ) from None
+
+    def _plan(self, sessions: Sessions, shape: tuple[int, ...], budget: int) -> Plan:
+        contract = sessions.contract
+        return plan_tiles(
+            shape[0],
+            shape[1],
+            divisor=contract.size_divisor,
+            radius_px=contract.receptive_radius_px,
+            max_pixels=max(1, budget // _BYTES_PER_PIXEL),
+        )
+
+    def _run(self, sessions: Sessions, plan: Plan, dtype: np.dtype[Any], rgb: Array) -> Array:
+        io = sessions.contract.io
+        if len(plan.rows) == len(plan.columns) == 1:
+            return from_graph(sessions.run(to_graph(rgb, io)), io, dtype)
+        result = np.empty(rgb.shape, dtype)
+        for row in plan.rows:
+            for column in plan.columns:
+                tile = rgb[row.start : row.start + plan.height, column.start : column.start + plan.width]
+                below, right = plan.height - tile.shape[0], plan.width - tile.shape[1]
+                if below or right:
+                    tile = np.pad(tile, ((0, below), (0, right), (0, 0)), mode="edge")
+                restored = from_graph(sessions.run(to_graph(tile, io), often=True), io, dtype)
+                result[row.place, column.place] = restored[row.keep, column.keep]
+        return result
+
+
+def _rebuild(arguments: dict[str, Any]) -> DeblurEngine:
+    return DeblurEngine(**arguments)
+
+
+def _source(model: str | Path | None) -> Bundle | Path:
+    if model is None:
+        if not DEFAULT_BUNDLE.is_dir():
+            raise MissingFileError(f"no model ships with this installation ({DEFAULT_BUNDLE}); give a bundle or .onnx")
+        return Bundle.read(DEFAULT_BUNDLE)
+    path = Path(model)
+    if path.is_dir():
+        return Bundle.read(path)
+    if not path.exists():
+        raise MissingFileError(f"no such model: {path}; give a bundle folder or an .onnx file of deblur-export")
+    return existing(path, kind="file")
+
+
+def _verified(path: Path, sha256: str) -> bytes:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ModelError(f"{path} is not the file that its bundle.json describes; export the bundle again")
+    return data

@@ -1,0 +1,100 @@
+"""Images as callers hold them <-> the RGB batches that the graph takes.
+
+Accepted: uint8, uint16 (full range), float32 and float64 (in [0, 1]); HxW gray, HxWxC and NxHxWxC with C = 1 (gray),
+3 (RGB) or 4 (RGB and alpha, which is passed through); any strides, any byte order, read-only or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deblur_deploy.errors import InputError
+
+_ACCEPTED = "give uint8, uint16 or float in [0, 1], as HxW, HxWxC or NxHxWxC with C = 1 (gray), 3 (RGB) or 4 (RGBA)"
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What one caller's array looks like, checked."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    images: NDArray[Any]
+    """The caller's array as NxHxWxC, a view."""
+
+    @classmethod
+    def of(cls, image: object) -> Layout:
+        """Check ``image``; raises InputError that says what is accepted."""
+        if not isinstance(image, np.ndarray):
+            raise InputError(f"an image must be a numpy array, this is {type(image).__name__}; {_ACCEPTED}")
+        kind = image.dtype.newbyteorder("=")
+        if kind not in (np.uint8, np.uint16, np.float32, np.float64):
+            raise InputError(f"an image of dtype {image.dtype} is not accepted; {_ACCEPTED}")
+        plain = np.asarray(image)
+        if plain.ndim == 2:
+            images = plain[None, :, :, None]
+        elif plain.ndim in (3, 4) and plain.shape[-1] in (1, 3, 4):
+            images = plain if plain.ndim == 4 else plain[None]
+        else:
+            raise InputError(f"an image of shape {plain.shape} is not accepted; {_ACCEPTED}")
+        if 0 in plain.shape[-3:] if plain.ndim > 2 else 0 in plain.shape:
+            raise InputError(f"an image of shape {plain.shape} has no pixels; {_ACCEPTED}")
+        if kind.kind == "f" and images.size:
+            colour = images[..., :3]
+            low, high = float(colour.min()), float(colour.max())
+            # Written so that a NaN, which compares with nothing, is refused too.
+            if not (low >= 0 and high <= 1):
+                what = "NaN" if np.isnan(low) else f"values from {low:g} to {high:g}"
+                raise InputError(f"a float image must lie in [0, 1], this one has {what}; {_ACCEPTED}")
+        return cls(shape=image.shape, dtype=image.dtype, images=images)
+
+    @property
+    def exact_in_uint8(self) -> bool:
+        """Whether the graph with bytes in and out loses nothing of this image."""
+        return bool(self.dtype == np.uint8)
+
+    def colour(self, index: int) -> NDArray[Any]:
+        """Image ``index`` as HxWx3 RGB, a view where possible."""
+        image: NDArray[Any] = self.images[index]
+        return np.broadcast_to(image, (*image.shape[:2], 3)) if image.shape[2] == 1 else image[..., :3]
+
+    def result(self) -> NDArray[Any]:
+        """An uninitialised array like the caller's, as NxHxWxC."""
+        return np.empty(self.images.shape, self.dtype)
+
+    def store(self, result: NDArray[Any], index: int, rgb: NDArray[Any]) -> None:
+        """Write restored ``rgb`` (HxWx3, in the caller's dtype) as image ``index`` of ``result``."""
+        target = result[index]
+        if target.shape[2] == 1:
+            gray = rgb.astype(np.float32) @ _LUMA if self.dtype.kind == "u" else rgb @ _LUMA.astype(rgb.dtype)
+            target[..., 0] = np.rint(gray) if self.dtype.kind == "u" else gray
+        else:
+            target[..., :3] = rgb
+        if target.shape[2] == 4:
+            target[..., 3] = self.images[index, ..., 3]
+
+
+def to_graph(rgb: NDArray[Any], io: str) -> NDArray[Any]:
+    """HxWx3 of an accepted dtype as the contiguous batch of one that a graph with ``io`` takes."""
+    if io == "uint8":
+        return np.ascontiguousarray(rgb)[None]
+    scale = {"u": np.iinfo(rgb.dtype).max if rgb.dtype.kind == "u" else 1}.get(rgb.dtype.kind, 1)
+    planes = np.ascontiguousarray(rgb.transpose(2, 0, 1), np.float32)
+    return (planes / np.float32(scale) if scale != 1 else planes)[None]
+
+
+def from_graph(batch: NDArray[Any], io: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The one image of a restored batch as contiguous HxWx3 in ``dtype`` and its range."""
+    if io == "uint8":
+        image: NDArray[Any] = batch[0]
+        return image
+    planes = batch[0]
+    if dtype.kind == "u":
+        planes = np.rint(planes * np.float32(np.iinfo(dtype).max))
+    result: NDArray[Any] = np.ascontiguousarray(planes.transpose(1, 2, 0), dtype)
+    return result

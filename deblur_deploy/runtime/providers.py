@@ -1,0 +1,227 @@
+"""Execution providers: which are really there, what each must be told, and what arithmetic it then does.
+
+ONNX Runtime answers a provider that is missing, misspelt or broken by quietly computing on the CPU.  Here a provider
+either is there and gets options that it is known to read, or there is a ProviderError that says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import onnxruntime as ort
+
+from deblur_deploy.contract import Precision
+from deblur_deploy.errors import InputError, ProviderError
+
+NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
+}
+"""Short names; any other provider goes by the name that ONNX Runtime gives it."""
+
+AUTO = ("cuda", "openvino", "cpu")
+"""What ``auto`` tries, best first.  TensorRT is not among them because it compiles for minutes."""
+
+_PLUGINS = {
+    "OpenVINOExecutionProvider": "onnxruntime_ep_openvino",
+    "NvTensorRTRTXExecutionProvider": "onnxruntime_ep_nv_tensorrt_rtx",
+}
+_PACKAGES = {
+    "openvino": "onnxruntime-ep-openvino",
+    "cuda": "onnxruntime-gpu[cuda,cudnn]",
+    "tensorrt": "onnxruntime-gpu[cuda,cudnn] tensorrt",
+}
+_OPENVINO_OPTIONS = ("cache_dir", "device_type", "enable_qdq_optimizer", "load_config", "num_of_threads", "num_streams")
+_registering = Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """One execution provider that is present on this machine."""
+
+    name: str
+    """Short name: ``cpu``, ``openvino``, ``cuda``, ... or ONNX Runtime's own."""
+    ort_name: str
+    device: str
+    """What it computes on, in words."""
+    kind: str = "CPU"
+    """``CPU``, ``GPU`` or ``NPU``."""
+    native_bf16: bool = False
+    """Whether it can run fp32 graphs in bfloat16."""
+    version: str = ""
+    plugin_device: Any = field(default=None, repr=False, compare=False)
+    """The plugin's device, or None for a provider that is compiled into ONNX Runtime."""
+
+    def arithmetic(self, model: Precision, asked: str) -> str:
+        """The precision that convolutions really run in, for a file of precision ``model`` and the user's wish."""
+        if model == "int8":
+            return "int8"
+        if self.name == "openvino" and self.kind == "CPU":
+            return "bf16" if self.native_bf16 and asked != "fp32" else "fp32"
+        if self.name == "openvino":
+            return "fp32" if asked == "fp32" else "fp16"
+        if self.name == "cuda" and model == "fp32":
+            return "fp32" if asked == "fp32" else "tf32"
+        # ONNX Runtime's own CPU kernels convert half precision to single on x86.
+        return "fp32" if self.name == "cpu" and model == "fp16" and not platform.machine().startswith("arm") else model
+
+    def configure(
+        self, options: ort.SessionOptions, *, precision: str, threads: int, fixed: bool, extra: Mapping[str, str]
+    ) -> list[tuple[str, dict[str, str]]]:
+        """Set what this provider needs in ``options``; returns the ``providers`` argument for the session.
+
+        ``precision`` is what :meth:`arithmetic` answered, ``fixed`` says that all shapes are known.
+        """
+        chosen: dict[str, str] = {}
+        if self.name == "openvino":
+            hint = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}.get(precision)
+            chosen = {"num_of_threads": str(threads)} if self.kind == "CPU" else {}
+            if hint:
+                # The option called `precision` is accepted and ignored by the plugin (1.8); this one is obeyed.
+                chosen["load_config"] = json.dumps({self.kind: {"INFERENCE_PRECISION_HINT": hint}})
+        elif self.name == "cuda":
+            chosen = {
+                "cudnn_conv_algo_search": "EXHAUSTIVE" if fixed else "HEURISTIC",
+                "cudnn_conv_use_max_workspace": "1",
+                "enable_cuda_graph": str(int(fixed)),
+                "use_tf32": str(int(precision != "fp32")),
+            }
+        chosen |= extra
+        if self.plugin_device is not None:
+            options.add_provider_for_devices([self.plugin_device], chosen)
+            return []
+        return [(self.ort_name, chosen)]
+
+
+def find(name: str, extra: Mapping[str, str] | None = None) -> Provider:
+    """The provider called ``name`` (``openvino:gpu`` picks a device of a plugin).
+
+    Raises InputError if there is no such provider at all, ProviderError if it is not present on this machine.
+    """
+    short, _, wanted = name.partition(":")
+    short = {value.lower(): key for key, value in NAMES.items()}.get(short.lower(), short.lower())
+    ort_name = NAMES.get(short, name)
+    if ort_name not in ort.get_all_providers() and short not in NAMES:
+        raise InputError(f"no provider is called {name!r}; use auto, {', '.join(NAMES)} or a name of ONNX Runtime's")
+    if extra and short == "openvino" and (unknown := sorted(set(extra) - set(_OPENVINO_OPTIONS))):
+        # The plugin would swallow it.
+        raise InputError(f"openvino has no option {unknown[0]!r}; use one of {', '.join(_OPENVINO_OPTIONS)}")
+    if short in ("cuda", "tensorrt") and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    # A registered plugin is listed as available too, but asking for it by name alone then quietly gives the CPU.
+    if ort_name in _PLUGINS and find_spec(_PLUGINS[ort_name]):
+        return _plugin(short, ort_name, wanted.upper())
+    if ort_name in ort.get_available_providers():
+        kind = {"cpu": "CPU", "openvino": "CPU"}.get(short, "GPU")
+        device = processor() if kind == "CPU" else short.upper()
+        return Provider(name=short, ort_name=ort_name, device=device, kind=kind, version=ort.__version__)
+    raise ProviderError(f"provider {short} is not installed{_advice(short)}")
+
+
+def candidates(skipped: dict[str, str]) -> list[Provider]:
+    """What ``auto`` may use here, best first; why the others are absent is written to ``skipped``."""
+    found = []
+    for name in AUTO:
+        try:
+            found.append(find(name))
+        except ProviderError as error:
+            skipped[name] = str(error)
+    return found
+
+
+def _plugin(short: str, ort_name: str, wanted: str) -> Provider:
+    module = _PLUGINS[ort_name]
+    with _registering:
+        if not any(device.ep_name == ort_name for device in ort.get_ep_devices()):
+            try:
+                library = import_module(module).get_library_path()
+                ort.register_execution_provider_library(f"deblur_deploy.{short}", library)
+            except Exception as error:
+                message = first_line(error)
+                # Registered by an earlier look that found no device.
+                if "already" not in message:
+                    raise ProviderError(f"provider {short} cannot be loaded: {message}") from None
+    devices = [
+        device
+        for device in ort.get_ep_devices()
+        if device.ep_name == ort_name and device.device.metadata.get("is_virtual") != "1"
+    ]
+    chosen = next((d for d in devices if d.device.type.name == (wanted or d.device.type.name)), None)
+    if chosen is None:
+        there = ", ".join(d.device.type.name.lower() for d in devices) or "none"
+        why = (
+            "it only offers itself on Intel hardware; use cpu"
+            if short == "openvino" and not devices
+            else "pick another"
+        )
+        raise ProviderError(f"provider {short} finds no {wanted or 'usable'} device here (there are: {there}); {why}")
+    about = chosen.ep_metadata
+    kind = chosen.device.type.name
+    return Provider(
+        name=short,
+        ort_name=ort_name,
+        device=processor() if kind == "CPU" else about.get("FULL_DEVICE_NAME", kind),
+        kind=kind,
+        native_bf16=kind == "CPU" and "BF16" in about.get("OPTIMIZATION_CAPABILITIES", "").split() and _bf16_flags(),
+        version=about.get("version", ""),
+        plugin_device=chosen,
+    )
+
+
+def _advice(short: str) -> str:
+    package = _PACKAGES.get(short)
+    return f"; install it: pip install '{package}'" if package else "; it needs another build of onnxruntime"
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def processor() -> str:
+    """The processor's name, as well as this platform tells it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _bf16_flags() -> bool:
+    # OpenVINO lists BF16 for processors that only emulate it, and uses it by itself only where it is native.
+    flags = _cpuinfo().get("flags")
+    return flags is None or bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
+
+
+def versions(provider: Provider) -> dict[str, str]:
+    """Versions of what takes part in an answer."""
+    found = {"onnxruntime": ort.__version__, "numpy": version("numpy"), "python": platform.python_version()}
+    try:
+        found["deblur-deploy"] = version("deblur-deploy")
+    except PackageNotFoundError:
+        found["deblur-deploy"] = "source"
+    if provider.plugin_device is not None:
+        found[provider.name] = provider.version
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of somebody else's message, without ONNX Runtime's number for it."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)

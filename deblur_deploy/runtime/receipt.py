@@ -1,0 +1,43 @@
+"""What really ran: the engine's word on provider, device, arithmetic, threads and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """Facts of one loaded engine, asked of ONNX Runtime after loading, not copied from the request."""
+
+    model: str
+    """Name of the bundle, or of the file."""
+    variant: str
+    """Which file of the bundle: ``fp32``, ``fp16``, ``int8``, ``float``."""
+    provider: str
+    device: str
+    precision: str
+    """Precision of the file."""
+    effective_precision: str
+    """Arithmetic of the convolutions: OpenVINO runs an fp32 file in bf16 where the processor can, if allowed to."""
+    threads: int
+    nodes: dict[str, float]
+    """Share of the graph's nodes by provider; they sum to 1."""
+    convolutions: dict[str, float]
+    """Share of the convolutions by provider: more than 99 % of the multiply-accumulates are in them."""
+    load_ms: float
+    """Time to read the file and compile the graph."""
+    warm_up_ms: float
+    """Time of the first run, of a small image, which proves that the provider works."""
+    versions: dict[str, str]
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Providers that ``auto`` would have preferred, and why they were not used."""
+
+    def __str__(self) -> str:
+        precision = self.effective_precision
+        if precision != self.precision:
+            precision += f" (file: {self.precision})"
+        share = self.convolutions.get(self.provider, 0.0)
+        return (
+            f"{self.model}/{self.variant} on {self.provider} ({self.device}), {precision}, {self.threads} threads, "
+            f"{share:.0%} of convolutions there, loaded in {self.load_ms:.0f} ms"
+        )

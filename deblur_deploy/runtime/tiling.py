@@ -1,0 +1,92 @@
+"""Cutting an image too large for memory into tiles whose results join to exactly the whole image's result.
+
+Two things make a tile's middle equal to the same place of the whole image.  Its margin is at least the receptive
+radius, so that no pixel of the middle sees the cut; and its origin is a multiple of the size divisor, so that pooling
+and pixel-unshuffle fall on the same grid.  At the image's own borders there is no margin, since there the network's
+zero padding must be the whole image's.  All tiles have one shape, so one compiled session serves them all; where the
+last tile reaches below or right of the image it is filled with the edge pixels, as the graph itself does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One tile along one axis, in pixels."""
+
+    start: int
+    """Where the tile begins in the image; it ends ``size`` later, maybe past the image."""
+    keep: slice
+    """What of the tile's result is right."""
+    place: slice
+    """Where that goes in the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Tiles of one shape that cover an image: every combination of a row span and a column span."""
+
+    height: int
+    width: int
+    rows: tuple[Span, ...]
+    columns: tuple[Span, ...]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels that are computed in all, margins included."""
+        return self.height * self.width * len(self.rows) * len(self.columns)
+
+
+def plan_tiles(height: int, width: int, *, divisor: int, radius_px: int, max_pixels: int) -> Plan:
+    """The plan that computes the fewest pixels with tiles of at most ``max_pixels``.
+
+    An image that fits is one tile.  If ``max_pixels`` is too small for a tile that has anything but margin, the
+    smallest possible tile is taken instead.
+    """
+    margin = _up(radius_px, divisor)
+    best: tuple[float, Plan | None] = (inf, None)
+    tall, wide = _up(height, divisor), _up(width, divisor)
+    for across in range(1, max(1, wide // divisor) + 1):
+        columns_px, columns = _spans(width, across, divisor, margin)
+        most = max_pixels // columns_px // divisor * divisor
+        if most >= tall:
+            rows_px, rows = _spans(height, 1, divisor, margin)
+        elif most >= 2 * margin + divisor:
+            # The fewest rows of tiles that fit, then the tiles no taller than these need.
+            rows_px, rows = _spans(height, ceil((tall - 2 * margin) / (most - 2 * margin)), divisor, margin)
+        else:
+            continue
+        plan = Plan(height=rows_px, width=columns_px, rows=rows, columns=columns)
+        if rows_px * columns_px <= max_pixels and plan.pixels < best[0]:
+            best = plan.pixels, plan
+        if columns_px <= 2 * margin + divisor or (best[1] and across > 4 * len(best[1].columns) + 8):
+            break
+    if best[1] is not None:
+        return best[1]
+    rows_px, rows = _spans(height, tall // divisor, divisor, margin)
+    columns_px, columns = _spans(width, wide // divisor, divisor, margin)
+    return Plan(height=rows_px, width=columns_px, rows=rows, columns=columns)
+
+
+def _up(value: int, divisor: int) -> int:
+    return -(-value // divisor) * divisor
+
+
+def _spans(length: int, count: int, divisor: int, margin: int) -> tuple[int, tuple[Span, ...]]:
+    """At most ``count`` spans of one size over ``length``; the size is a multiple of the divisor."""
+    padded = _up(length, divisor)
+    if count == 1:
+        return padded, (Span(start=0, keep=slice(0, length), place=slice(0, length)),)
+    # Inner borders cost a margin on both of their sides, outer ones none.
+    size = min(padded, max(_up(ceil((padded + 2 * margin * (count - 1)) / count), divisor), 2 * margin + divisor))
+    spans = []
+    done = 0
+    while done < length:
+        start = min(max(0, done - margin), padded - size)
+        end = length if start + size >= padded else start + size - margin
+        spans.append(Span(start=start, keep=slice(done - start, end - start), place=slice(done, end)))
+        done = end
+    return size, tuple(spans)

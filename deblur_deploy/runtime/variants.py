@@ -1,0 +1,68 @@
+"""Which file of a bundle to run: the fastest that loses no more quality than allowed, for one provider."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+from deblur_deploy.contract import Precision
+from deblur_deploy.errors import InputError, ModelError
+from deblur_deploy.runtime.bundle import Bundle, Variant
+from deblur_deploy.runtime.providers import Provider
+
+Wish = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+
+MAX_DROP_DB = 0.1
+"""PSNR against the fp32 variant that ``auto`` may give up for speed."""
+
+_USUALLY_FASTEST: dict[str, tuple[Precision, ...]] = {
+    "cpu": ("int8", "fp32", "fp16"),
+    "openvino": ("int8", "fp32", "fp16"),
+}
+_ON_GPUS: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+
+
+def check_wish(precision: str) -> None:
+    """Raise InputError if ``precision`` is none that an engine can be asked for."""
+    if precision not in get_args(Wish):
+        raise InputError(f"precision is {precision!r}; allowed: {', '.join(get_args(Wish))}")
+
+
+def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Variant:
+    """The uint8 variant to run on ``provider``.
+
+    ``auto`` takes the fastest by the bundle's own measurements on this provider, or, where there are none, by what is
+    usually the fastest.  Raises ModelError if the bundle has no variant of the precision.
+    """
+    # OpenVINO makes bf16 out of the fp32 file.
+    wanted = "fp32" if precision == "bf16" else precision
+    variants = [variant for variant in bundle.variants.values() if variant.io == "uint8"]
+    if wanted != "auto":
+        variants = [variant for variant in variants if variant.precision == wanted]
+    else:
+        variants = [variant for variant in variants if variant.drop_db <= MAX_DROP_DB]
+    if not variants:
+        raise ModelError(f"bundle {bundle.path} has no {wanted} variant; it has {_names(bundle.variants.values())}")
+    order = _USUALLY_FASTEST.get(provider.name, _ON_GPUS)
+
+    def cost(variant: Variant) -> tuple[float, int]:
+        rank = order.index(variant.precision) if variant.precision in order else len(order)
+        measured = all(provider.name in other.latency_ms for other in variants)
+        return (variant.latency_ms[provider.name] if measured else 0.0), rank
+
+    return min(variants, key=cost)
+
+
+def float_variant(bundle: Bundle) -> Variant:
+    """The variant with float32 in and out, for images of more than 8 bits; raises ModelError if there is none."""
+    for variant in bundle.variants.values():
+        if variant.io == "float32":
+            return variant
+    raise ModelError(
+        f"bundle {bundle.path} has no float variant, which uint16 and float images need; "
+        f"it has {_names(bundle.variants.values())}"
+    )
+
+
+def _names(variants: Iterable[Variant]) -> str:
+    return ", ".join(sorted(variant.name for variant in variants)) or "none"
