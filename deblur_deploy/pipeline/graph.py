@@ -17,6 +17,7 @@ ONNX Runtime's channels-last int8 convolutions meet without transposing anything
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Literal
 
@@ -97,8 +98,9 @@ def export_body(unet: UNet, layout: Layout, dtype: torch.dtype = torch.float32) 
     side = 2 ** (len(unet.config.encoder) - 1)
     dim = torch.export.Dim
     example = torch.zeros(2, 3 * unet.config.stem**2, 4 * side, 6 * side, dtype=dtype)
+    # Torch's own deprecations, and its remark that torchvision is absent: nothing a caller could do anything about.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # Torch's own deprecations inside its exporter; nothing a caller could do anything about.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             body,
