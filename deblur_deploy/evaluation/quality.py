@@ -63,20 +63,24 @@ def read_pairs(folder: Path) -> Iterator[Pair]:
     """
     names = [path.name for path in list_images(folder / "blur")]
     if not names:
-        raise InputError(f"{folder / 'blur'} holds no images; pairs are {folder}/blur/NAME and {folder}/sharp/NAME")
+        raise InputError(f"{folder}/blur holds no images; pairs are {folder}/blur/NAME and {folder}/sharp/NAME")
     for name in names:
         blurred, sharp = read_image(folder / "blur" / name), read_image(folder / "sharp" / name)
         if blurred.shape != sharp.shape:
-            raise InputError(f"{folder}: {name} is {blurred.shape} in blur but {sharp.shape} in sharp; sizes must agree")
+            raise InputError(f"{folder}: {name} is {blurred.shape} in blur, {sharp.shape} in sharp; sizes must agree")
         yield Pair(name=name, blurred=blurred, sharp=sharp)
+
+
+def compare(restored: Image, pair: Pair) -> Quality:
+    """Quality of ``restored`` as the answer to ``pair.blurred``."""
+    return Quality(
+        psnr_blurred=psnr(pair.blurred, pair.sharp), psnr=psnr(restored, pair.sharp), ssim=ssim(restored, pair.sharp)
+    )
 
 
 def measure(restorer: Restorer, pair: Pair) -> Quality:
     """Restore one pair's blurred image and compare the result with the truth."""
-    restored = restorer(pair.blurred)
-    return Quality(
-        psnr_blurred=psnr(pair.blurred, pair.sharp), psnr=psnr(restored, pair.sharp), ssim=ssim(restored, pair.sharp)
-    )
+    return compare(restorer(pair.blurred), pair)
 
 
 def mean_quality(results: Iterable[Quality]) -> Quality:

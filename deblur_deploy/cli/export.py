@@ -1,0 +1,111 @@
+"""deblur-export: a checkpoint becomes a verified bundle."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from deblur_deploy.cli.common import OK, guarded
+from deblur_deploy.errors import MissingExtraError
+from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+
+try:
+    from deblur_deploy.pipeline.artifact import Measured
+    from deblur_deploy.pipeline.bundle import build_bundle
+    from deblur_deploy.pipeline.recipe import Recipe, read_recipe
+except ImportError as error:
+    raise MissingExtraError(f"{error.name} is not installed; pip install 'deblur-deploy[cpu,export]'") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Turn a deblurring checkpoint into a verified bundle of ONNX models."""
+
+    checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
+    """Weights that deblur-train wrote; without it, those that ship with the package."""
+    out: Path
+    """Folder of the bundle."""
+    force: bool = False
+    """Replace the folder if it exists; it is replaced only when everything is done."""
+    json: bool = False
+    """Print the result as JSON on standard output."""
+    recipe_file: Annotated[Path | None, tyro.conf.arg(name="recipe-file")] = None
+    """Take every choice from this recipe.toml instead of the options below."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe()
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    """Arguments of the command line; exits with status 2 on a mistake."""
+    return tyro.cli(Arguments, prog="deblur-export", args=argv)
+
+
+def run(arguments: Arguments) -> int:
+    """Build the bundle and print the table."""
+    recipe = read_recipe(arguments.recipe_file) if arguments.recipe_file else arguments.recipe
+    log = Console(stderr=True)
+    with log.status("starting") as status:
+
+        def on_progress(what: str) -> None:
+            status.update(what)
+            if not log.is_terminal:
+                log.print(f"- {what}", highlight=False)
+
+        results = build_bundle(
+            arguments.checkpoint or DEFAULT_CHECKPOINT,
+            recipe,
+            arguments.out,
+            force=arguments.force,
+            on_progress=on_progress,
+        )
+    if arguments.json:
+        sys.stdout.write(json.dumps([_plain(result) for result in results], indent=2) + "\n")
+    else:
+        size = f"{recipe.verify.width_px}x{recipe.verify.height_px}"
+        Console().print(table(results, size))
+    log.print(f"bundle: {arguments.out}", highlight=False)
+    return OK
+
+
+def table(results: Sequence[Measured], size: str) -> Table:
+    """One row a variant: size, quality, and latency with what really ran."""
+    grid = Table(title=f"Latency: median at {size}, uint8 in to uint8 out")
+    grid.add_column("variant")
+    for heading in ("MB", "PSNR blurry -> restored, dB", "to fp32, dB"):
+        grid.add_column(heading, justify="right")
+    for run_ in results[0].runs:
+        grid.add_column(f"{run_.provider}, ms", justify="right")
+    grid.add_column("really ran")
+    for result in results:
+        grid.add_row(
+            result.artifact.name,
+            f"{result.size_bytes / 1e6:.1f}",
+            f"{result.quality.psnr_blurred:.2f} -> {result.quality.psnr:.2f}",
+            f"{-result.drop_db:+.3f}",
+            *(f"{run_.median_ms:.1f}" for run_ in result.runs),
+            "; ".join(f"{run_.provider} in {run_.arithmetic}" for run_ in result.runs),
+        )
+    return grid
+
+
+def _plain(result: Measured) -> dict[str, object]:
+    values = asdict(result)
+    values["artifact"]["path"] = str(result.artifact.path.name)
+    if result.artifact.name == "fp32":
+        values["db_to_fp32"] = None
+    return values
+
+
+def command(argv: Sequence[str] | None) -> int:
+    """Parse and run."""
+    return run(parse(argv))
+
+
+main = guarded("deblur-export", command)

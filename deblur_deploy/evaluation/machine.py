@@ -1,0 +1,49 @@
+"""Which machine, and with what: the part of a measurement that makes it worth keeping."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "avx_vnni")
+_PACKAGES = (
+    "deblur-deploy", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "torch",
+)  # fmt: skip
+
+
+def machine() -> dict[str, str | int | list[str]]:
+    """Processor, usable cores, the instructions that matter here, memory in GiB, system."""
+    lines = _lines("/proc/cpuinfo")
+    flags = _field(lines, "flags").split()
+    memory = _field(_lines("/proc/meminfo"), "MemTotal").split()
+    return {
+        "processor": _field(lines, "model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "memory_gib": round(int(memory[0]) / 2**20) if memory else 0,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of every installed package that takes part in a measurement."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _field(lines: list[str], name: str) -> str:
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == name), "")

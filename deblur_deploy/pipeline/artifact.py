@@ -1,0 +1,54 @@
+"""What stages hand on: a file, what it came from, and what was measured of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deblur_deploy.contract import Io, Precision
+from deblur_deploy.evaluation.quality import Quality
+from deblur_deploy.pipeline.graph import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One ``.onnx`` variant."""
+
+    name: str
+    path: Path
+    sha256: str
+    parent_sha256: str
+    """SHA-256 of the checkpoint that the weights came from."""
+    precision: Precision
+    io: Io
+    layout: Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One variant on one provider, at one size."""
+
+    provider: str
+    """What really ran it."""
+    device: str
+    arithmetic: str
+    """Effective precision of the convolutions."""
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A variant with everything that verification found out about it."""
+
+    artifact: Artifact
+    size_bytes: int
+    quality: Quality
+    """Mean over the verification pairs."""
+    drop_db: float
+    """PSNR lost against fp32, mean over the pairs."""
+    worst_drop_db: float
+    """The most that a single image lost."""
+    db_to_fp32: float
+    """PSNR of this variant's results taken against fp32's, in dB; infinite for fp32 itself."""
+    runs: list[Run] = field(default_factory=list)

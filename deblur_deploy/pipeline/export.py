@@ -1,0 +1,77 @@
+"""The stage from a checkpoint to ``.onnx`` files that keep the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import ModelProto
+
+from deblur_deploy import __version__
+from deblur_deploy.contract import Io, ModelContract, Precision
+from deblur_deploy.files import sha256
+from deblur_deploy.pipeline.artifact import Artifact
+from deblur_deploy.pipeline.graph import Layout, assemble, export_body
+from deblur_deploy.pipeline.quantize import Int8Config, quantize_body
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.training.unet import UNet
+
+
+class Exporter:
+    """Writes the variants of one network into one folder; the body in each layout is exported only once."""
+
+    def __init__(self, unet: UNet, parent_sha256: str, folder: Path) -> None:
+        self.unet, self.parent, self.folder = unet, parent_sha256, folder
+        self._bodies: dict[tuple[Layout, torch.dtype], ModelProto] = {}
+
+    def fp32(self) -> Artifact:
+        """uint8 images, fp32 arithmetic: what every other variant is compared with."""
+        return self._save("fp32", self._body("planes"), "fp32", "uint8", "planes")
+
+    def fp16(self) -> Artifact:
+        """uint8 images, fp16 arithmetic; scaling, the residual sum and rounding stay fp32."""
+        return self._save("fp16", self._body("planes", torch.float16), "fp16", "uint8", "planes")
+
+    def floats(self) -> Artifact:
+        """float32 images in [0, 1], fp32 arithmetic: for sources of more than 8 bits."""
+        return self._save("float", self._body("planes"), "fp32", "float32", "planes")
+
+    def int8(self, images: Sequence[Image], how: Int8Config, layout: Layout) -> Artifact:
+        """uint8 images, int8 arithmetic, calibrated on ``images``; ``rows`` for ONNX Runtime's own CPU kernels."""
+        body = quantize_body(self._body(layout), images, self.unet.config, layout, how)
+        return self._save("int8" if layout == "rows" else f"int8-{layout}", body, "int8", "uint8", layout)
+
+    def _body(self, layout: Layout, dtype: torch.dtype = torch.float32) -> ModelProto:
+        key = (layout, dtype)
+        if key not in self._bodies:
+            self._bodies[key] = export_body(self.unet, layout, dtype)
+        return self._bodies[key]
+
+    def _save(self, name: str, body: ModelProto, precision: Precision, io: Io, layout: Layout) -> Artifact:
+        config = self.unet.config
+        model = assemble(body, config, layout=layout, io=io)
+        contract = ModelContract(
+            io=io,
+            precision=precision,
+            size_divisor=config.size_divisor,
+            receptive_radius_px=config.receptive_radius_px,
+            macs_per_pixel=config.macs_per_pixel,
+            parent_sha256=self.parent,
+            library_version=__version__,
+        )
+        onnx.helper.set_model_props(model, contract.to_metadata())
+        model.producer_name, model.producer_version = "deblur_deploy", __version__
+        onnx.checker.check_model(model, full_check=True)
+        path = self.folder / f"{name}.onnx"
+        onnx.save(model, path)
+        return Artifact(
+            name=name,
+            path=path,
+            sha256=sha256(path),
+            parent_sha256=self.parent,
+            precision=precision,
+            io=io,
+            layout=layout,
+        )

@@ -1,0 +1,68 @@
+"""Photographs for calibration and verification: the user's, or those that scikit-image carries in its wheel.
+
+The built-in ones are blurred by a fixed recipe, so that a machine without data and without network gives the same
+figures as any other.  Photographs that calibrate never verify.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage
+import torch
+
+from deblur_deploy.errors import InputError
+from deblur_deploy.evaluation.quality import Pair, read_pairs
+from deblur_deploy.runtime.media import Image, list_images, read_image
+from deblur_deploy.training.blur import BlurConfig, draw_plan, synthesise
+
+_VERIFY = ("astronaut.png", "coffee.png", "rocket.jpg", "ihc.png")
+_CALIBRATE = ("chelsea.png", "motorcycle_left.png", "motorcycle_right.png", "hubble_deep_field.jpg", "retina.jpg")
+_BLUR = BlurConfig(path_px=(6, 16), defocus_radius_px=(1.5, 3), gaussian_sigma_px=(1, 2.2), jpeg=0, highlights=0)
+
+
+def builtin_pairs() -> list[Pair]:
+    """Two differently blurred versions of each of four photographs, 352 to 592 pixels a side."""
+    return [_pair(name, seed) for index, name in enumerate(_VERIFY) for seed in (2 * index, 2 * index + 1)]
+
+
+def builtin_calibration() -> list[Image]:
+    """Blurred and, each fourth, sharp photographs: dark sky, fur, machines, a retina."""
+    pairs = [_pair(name, 100 + 4 * index + k) for index, name in enumerate(_CALIBRATE) for k in range(4)]
+    return [pair.sharp if index % 4 == 3 else pair.blurred for index, pair in enumerate(pairs)]
+
+
+def pairs_from(folder: Path | None) -> list[Pair]:
+    """Pairs of ``folder`` (``blur/NAME``, ``sharp/NAME``), or the built-in ones."""
+    return builtin_pairs() if folder is None else list(read_pairs(folder))
+
+
+def calibration_from(folder: Path | None) -> list[Image]:
+    """Photographs of ``folder`` as they are, or the built-in ones; raises InputError if the folder holds none."""
+    if folder is None:
+        return builtin_calibration()
+    images = [read_image(path) for path in list_images(folder)]
+    if not images:
+        raise InputError(f"{folder} holds no images to calibrate with; blurred photographs as in use are needed")
+    return images
+
+
+def at_size(image: Image, width: int, height: int) -> Image:
+    """``image`` scaled and cropped to ``width`` x ``height``, for timing: never time on zeros or constants."""
+    scale = max(width / image.shape[1], height / image.shape[0])
+    scaled = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    return np.ascontiguousarray(cv2.resize(scaled, (max(width, scaled.shape[1]), max(height, scaled.shape[0])))[:height, :width])
+
+
+def _pair(name: str, seed: int) -> Pair:
+    photo = read_image(Path(skimage.__file__).parent / "data" / name)
+    # At most 640 pixels a side: the large ones are soft at their full size.
+    scale = min(1.0, 640 / max(photo.shape[:2]))
+    photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else photo
+    plan = draw_plan(_BLUR, np.random.default_rng(seed))
+    margin = _BLUR.margin_px
+    images = synthesise(torch.from_numpy(photo).permute(2, 0, 1), plan, _BLUR, margin)
+    blurred, sharp = ((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for image in images)
+    return Pair(name=f"{Path(name).stem}-{plan.kind}-{seed}", blurred=blurred, sharp=sharp)

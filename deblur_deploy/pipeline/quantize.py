@@ -1,0 +1,122 @@
+"""int8 after training: static scales, uint8 activations, int8 weights per channel, in QDQ form.
+
+Only the body is quantized, and in it only what has an int8 kernel.  The residual sum stays exact: it is formed from
+the image's own bytes.  (U8S8, since OpenVINO refuses S8S8 and VNNI instructions multiply u8 by s8.)
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from deblur_deploy.errors import InputError
+from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE, Layout
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.training.unet import UNetConfig
+
+Method = Literal["minmax", "percentile", "entropy"]
+
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+
+# What has an int8 kernel, or only moves int8 values, in each layout.
+_OPS: dict[Layout, list[str]] = {
+    "rows": ["Conv", "Relu", "MaxPool", "Concat", "Transpose", "Reshape"],
+    "planes": ["Conv", "Relu", "MaxPool", "Concat", "DepthToSpace"],
+}
+
+
+class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to quantize."""
+
+    method: Method = "minmax"
+    """How activation ranges are found on the calibration photographs."""
+    tiles: int = 16
+    """Calibration tiles, spread over the photographs."""
+    tile_px: int = 256
+    """Height and width of a tile; smaller photographs are used whole."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("tiles", 1), ("tile_px", 16)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {lowest} or more")
+
+
+def quantize_body(
+    body: ModelProto, images: Sequence[Image], config: UNetConfig, layout: Layout, how: Int8Config
+) -> ModelProto:
+    """``body`` (fp32) with Q/DQ pairs, calibrated on ``images`` (blurred uint8 HxWx3 RGB)."""
+    tiles = calibration_tiles(images, config.size_divisor, how)
+    byte = {"quant_type": QuantType.QUInt8, "scale": _SCALE, "zero_point": _ZERO}
+    with tempfile.TemporaryDirectory(prefix="deblur-int8-") as folder:
+        source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+        onnx.save(body, source)
+        level = logging.root.level
+        logging.root.setLevel(logging.ERROR)  # It advises a pre-processing step that this body does not need.
+        try:
+            quantize_static(
+                source,
+                target,
+                _Reader(to_blocks(tile, config.stem) for tile in tiles),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=_OPS[layout],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=_METHODS[how.method],
+                extra_options={"TensorQuantOverrides": {BLOCKS: [byte]}},
+            )
+        finally:
+            logging.root.setLevel(level)
+        return onnx.load(target)
+
+
+_SCALE, _ZERO = np.array(BYTE_SCALE, dtype=np.float32), np.array(0, dtype=np.uint8)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, blocks: Iterator[NDArray[np.float32]]) -> None:
+        self.blocks = blocks
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        blocks = next(self.blocks, None)
+        return None if blocks is None else {BLOCKS: blocks}
+
+
+def calibration_tiles(images: Sequence[Image], divisor: int, how: Int8Config) -> list[Image]:
+    """``how.tiles`` tiles whose sizes are multiples of ``divisor``, taken from ``images`` in turn, spread over each.
+
+    Raises InputError if no image is large enough for one.
+    """
+    images = [image for image in images if min(image.shape[:2]) >= divisor]
+    if not images:
+        raise InputError(f"no calibration image is at least {divisor} pixels high and wide; give larger ones")
+    rng = np.random.default_rng(0)
+    tiles = []
+    for index in range(how.tiles):
+        image = images[index % len(images)]
+        height, width = (min(how.tile_px, side) // divisor * divisor for side in image.shape[:2])
+        top, left = (rng.integers(have - want + 1) for have, want in zip(image.shape, (height, width), strict=False))
+        tiles.append(image[top : top + height, left : left + width])
+    return tiles
+
+
+def to_blocks(image: Image, stem: int) -> NDArray[np.float32]:
+    """What the graph hands to the body for uint8 (H, W, 3), H and W multiples of ``stem``: (1, 3 stem^2, h, w)."""
+    height, width, _ = image.shape
+    rows = image.reshape(height // stem, stem, width // stem, 3 * stem).transpose(0, 2, 1, 3)
+    blocks = rows.reshape(1, height // stem, width // stem, -1).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(blocks).astype(np.float32) * np.float32(BYTE_SCALE)

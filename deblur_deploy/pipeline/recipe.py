@@ -1,0 +1,42 @@
+"""The recipe: every choice of an export, in one record that is also a TOML file and the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from deblur_deploy.errors import InputError
+from deblur_deploy.files import existing
+from deblur_deploy.pipeline.quantize import Int8Config
+from deblur_deploy.pipeline.verify import VerifyConfig
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that decides what is in a bundle, apart from the checkpoint."""
+
+    name: str = "hd"
+    """Name of the bundle, as reports and receipts show it."""
+    pairs: Path | None = None
+    """Folder with blur/NAME and sharp/NAME to verify on; without it, photographs that scikit-image carries."""
+    calibration: Path | None = None
+    """Folder of photographs as they will be in use, to calibrate int8 on; without it, scikit-image's."""
+    int8: Int8Config = Int8Config()
+    """Quantization."""
+    verify: VerifyConfig = VerifyConfig()
+    """What must hold, and what is timed."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a TOML file; raises InputError that names the key and what is allowed."""
+    try:
+        return msgspec.toml.decode(existing(path, kind="file").read_bytes(), type=Recipe)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write ``recipe`` so that :func:`read_recipe` gives it back."""
+    # TOML has no null: what is None is left out, and is None again when read.
+    values = msgspec.to_builtins(recipe)
+    path.write_bytes(msgspec.toml.encode({key: value for key, value in values.items() if value is not None}))
