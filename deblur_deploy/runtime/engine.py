@@ -30,7 +30,7 @@ from deblur_deploy.runtime.memory import budget_bytes
 from deblur_deploy.runtime.pixels import Layout, from_graph, to_graph
 from deblur_deploy.runtime.providers import Provider, candidates, find, versions
 from deblur_deploy.runtime.receipt import Receipt
-from deblur_deploy.runtime.sessions import Sessions
+from deblur_deploy.runtime.sessions import SURELY_FITS_BYTES_PER_PIXEL, Sessions
 from deblur_deploy.runtime.streams import overlapped
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tiling import Plan, plan_tiles
@@ -38,8 +38,6 @@ from deblur_deploy.runtime.variants import check_wish, choose_variant, float_var
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 Array = NDArray[Any]
-
-_SURELY_FITS_BYTES_PER_PIXEL = 2500
 
 
 class DeblurEngine:
@@ -203,6 +201,7 @@ class DeblurEngine:
             precision=precision,
             threads=self._threads or usable_cores(),
             own_threads=self._threads is not None,
+            budget=self._budget,
             extra=self._options,
         )
 
@@ -243,7 +242,7 @@ class DeblurEngine:
     def _max_pixels(self, sessions: Sessions, rgb: Array) -> int:
         pixels = rgb.shape[0] * rgb.shape[1]
         # Small images are not worth the measurement of what a pixel takes.
-        if pixels * _SURELY_FITS_BYTES_PER_PIXEL <= self._budget:
+        if pixels * SURELY_FITS_BYTES_PER_PIXEL <= self._budget:
             return self._budget
         return max(1, self._budget // sessions.bytes_per_pixel)
 

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from math import prod
 from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
@@ -27,8 +27,11 @@ from deblur_deploy.runtime.providers import NAMES, Provider, find, first_line
 MAX_FIXED = 4
 """Fixed-shape sessions that one model keeps."""
 
-_PROBE_PX = 256
-_LEAST_BYTES_PER_PIXEL, _USUAL_BYTES_PER_PIXEL, _MOST_BYTES_PER_PIXEL = 24, 256, 8192
+_PROBE_PX = 384
+_LEAST_BYTES_PER_PIXEL, _USUAL_BYTES_PER_PIXEL, _MOST_BYTES_PER_PIXEL = 48, 256, 8192
+
+SURELY_FITS_BYTES_PER_PIXEL = 2500
+"""What the heaviest network takes that we know of: full resolution, 64 channels, fp32."""
 
 _OFTEN = 2
 _OFTEN_WHEN_FULL = 16
@@ -63,10 +66,12 @@ class Sessions:
         precision: str = "auto",
         threads: int,
         own_threads: bool = False,
+        budget: int,
         extra: Mapping[str, str] | None = None,
     ) -> None:
         self._data, self._where, self.provider = data, where, provider
         self._threads, self._extra = threads, dict(extra or {})
+        self._budget = budget
         self._shared = provider.kind == "CPU" and not own_threads
         self._fixed: OrderedDict[tuple[int, ...], _Fixed] = OrderedDict()
         self._seen: Counter[tuple[int, ...]] = Counter()
@@ -102,7 +107,7 @@ class Sessions:
     def _measure_memory(self) -> int:
         # ONNX Runtime does not tell; but its arena keeps what a run took, so the process grows by just that.
         provider = self.provider if self.provider.kind == "CPU" else find("cpu")
-        session = self._create(None, provider, shared_arena=False)
+        session = self._create(None, provider)
         small, large = _up(_PROBE_PX // 4, self.contract.size_divisor), _up(_PROBE_PX, self.contract.size_divisor)
         with _turn:
             session.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
@@ -111,7 +116,9 @@ class Sessions:
             after = resident_bytes()
         if before is None or after is None:
             return _USUAL_BYTES_PER_PIXEL
-        return min(max(_LEAST_BYTES_PER_PIXEL, (after - before) // (large * large)), _MOST_BYTES_PER_PIXEL)
+        # A compiled shape takes up to half as much again.
+        measured = 3 * (after - before) // (2 * large * large)
+        return min(max(_LEAST_BYTES_PER_PIXEL, measured), _MOST_BYTES_PER_PIXEL)
 
     def run(self, batch: NDArray[Any], *, often: bool = False) -> NDArray[Any]:
         """Restore a C-contiguous batch in the layout and dtype of the contract; ``often`` fixes its shape at once.
@@ -146,31 +153,36 @@ class Sessions:
             return self._any
         try:
             if shape not in self._fixed:
+                self._make_room(shape)
                 session = _Fixed(self._create(shape), shape)
-                while len(self._fixed) >= MAX_FIXED:
-                    self._fixed.popitem(last=False)
                 self._fixed[shape] = session
                 self._seen[shape] = 0
             return self._fixed[shape]
         finally:
             self._creating.release()
 
+    def _make_room(self, shape: tuple[int, ...]) -> None:
+        # Each session keeps what its shape takes, so all of them together must fit where one large image would.
+        per_pixel = self._bytes_per_pixel or SURELY_FITS_BYTES_PER_PIXEL
+        while self._fixed:
+            values = prod(shape) + sum(prod(other) for other in self._fixed)
+            if len(self._fixed) < MAX_FIXED and values // 3 * per_pixel <= self._budget:
+                return
+            self._fixed.popitem(last=False)
+
     def _shape(self, height: int, width: int) -> tuple[int, ...]:
         return (1, height, width, 3) if self.contract.io == "uint8" else (1, 3, height, width)
 
-    def _create(
-        self, shape: tuple[int, ...] | None, provider: Provider | None = None, *, shared_arena: bool = True
-    ) -> ort.InferenceSession:
+    def _create(self, shape: tuple[int, ...] | None, provider: Provider | None = None) -> ort.InferenceSession:
         provider = provider or self.provider
         options = ort.SessionOptions()
         # Failures are raised; what ONNX Runtime would print besides is not for our callers' terminals.
         options.log_severity_level = 4
         options.intra_op_num_threads = self._threads
+        # A memory pattern is laid out beside what the first run took, so it doubles memory; it does not save time.
+        options.enable_mem_pattern = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if shared_arena:
-            _register_arena()
-            options.add_session_config_entry("session.use_env_allocators", "1")
         if shape is not None:
             height, width = shape[1:3] if self.contract.io == "uint8" else shape[2:]
             for name, size in ((BATCH_DIM, shape[0]), (HEIGHT_DIM, height), (WIDTH_DIM, width)):
@@ -201,6 +213,11 @@ class _Fixed:
     def __init__(self, session: ort.InferenceSession, shape: tuple[int, ...] | None) -> None:
         self._session = session
         self._binding = None
+        # The session for any shape gives its memory back after each run: it would otherwise keep what the largest
+        # image took, for good.
+        self._options = ort.RunOptions() if shape is None and session.get_providers() == [NAMES["cpu"]] else None
+        if self._options is not None:
+            self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         if shape is not None and session.get_providers()[0] == NAMES["cuda"]:
             # A captured CUDA graph replays on the same addresses, so one call at a time may use them.
             dtype = np.uint8 if session.get_inputs()[0].type == "tensor(uint8)" else np.float32
@@ -213,21 +230,13 @@ class _Fixed:
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[Any]:
         if self._binding is None:
-            restored: NDArray[Any] = self._session.run([OUTPUT], {INPUT: batch})[0]
+            restored: NDArray[Any] = self._session.run([OUTPUT], {INPUT: batch}, self._options)[0]
             return restored
         with self._lock:
             self._image.update_inplace(batch)
             self._session.run_with_iobinding(self._binding)
             copied: NDArray[Any] = self._restored.numpy()
             return copied
-
-
-@cache
-def _register_arena() -> None:
-    """One arena for all our sessions, so that each new shape does not keep its own; other people's are not touched."""
-    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    grow_as_needed = ort.OrtArenaCfg(0, 1, -1, -1)
-    ort.create_and_register_allocator(info, grow_as_needed)
 
 
 def _up(value: int, divisor: int) -> int:
