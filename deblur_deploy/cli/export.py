@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ class Arguments:
     """Print the result as JSON on standard output."""
     recipe_file: Annotated[Path | None, tyro.conf.arg(name="recipe-file")] = None
     """Take every choice from this recipe.toml instead of the options below."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe()
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
 
 def parse(argv: Sequence[str] | None) -> Arguments:
@@ -97,9 +98,9 @@ def table(results: Sequence[Measured], size: str) -> Table:
 
 def _plain(result: Measured) -> dict[str, object]:
     values = asdict(result)
-    values["artifact"]["path"] = str(result.artifact.path.name)
-    if result.artifact.name == "fp32":
-        values["db_to_fp32"] = None
+    values["artifact"]["path"] = result.artifact.path.name
+    if not math.isfinite(result.db_to_fp32):
+        values["db_to_fp32"] = None  # JSON has no infinity.
     return values
 
 

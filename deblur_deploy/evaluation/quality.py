@@ -53,7 +53,9 @@ def psnr(image: Image, truth: Image) -> float:
 
 def ssim(image: Image, truth: Image) -> float:
     """Structural similarity with Wang's Gaussian window (2004), mean of the channels; images from 11x11."""
-    return float(structural_similarity(image, truth, channel_axis=2, gaussian_weights=True, use_sample_covariance=False))
+    return float(
+        structural_similarity(image, truth, channel_axis=2, gaussian_weights=True, use_sample_covariance=False)
+    )
 
 
 def read_pairs(folder: Path) -> Iterator[Pair]:

@@ -42,7 +42,9 @@ class Journal:
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, name: str, inputs: dict[str, str], config: msgspec.Struct | None = None) -> Iterator[dict[str, str]]:
+    def stage(
+        self, name: str, inputs: dict[str, str], config: msgspec.Struct | None = None
+    ) -> Iterator[dict[str, str]]:
         """Run a stage; the block fills the yielded dict with its outputs (name: sha256)."""
         self.on_progress(name)
         outputs: dict[str, str] = {}

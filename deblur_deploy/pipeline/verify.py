@@ -71,7 +71,8 @@ def compare_with_torch(artifact: Artifact, unet: UNet, images: Sequence[Image], 
         total += difference.size
     if differing > config.max_differing * total:
         raise VerificationError(
-            f"{artifact.name} differs from torch in {differing / total:.3%} of values; {config.max_differing:.3%} allowed"
+            f"{artifact.name} differs from torch in {differing / total:.3%} of values; "
+            f"{config.max_differing:.3%} is allowed"
         )
     return differing / total
 
@@ -156,9 +157,9 @@ def _run_everywhere(
             difference = psnr(restored, expected.setdefault(artifact.name, restored))
             if difference < 45:
                 raise VerificationError(
-                    f"{artifact.name} on {provider} is {difference:.1f} dB from its result on {providers[0]}; 45 allowed"
+                    f"{artifact.name} on {provider} is {difference:.1f} dB from its result on {providers[0]}; "
+                    "45 or more is allowed"
                 )
-            del engine
         floats = photo.astype(np.float32) / 255
         calls = {
             result.artifact.name: _call(
@@ -183,5 +184,3 @@ def _run_everywhere(
 
 def _call(engine: DeblurEngine, image: np.ndarray) -> Callable[[], object]:
     return lambda: engine(image)
-
-

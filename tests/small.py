@@ -1,0 +1,52 @@
+"""Small networks and photographs: every path of the real ones, in milliseconds."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from onnx import ModelProto
+
+from deblur_deploy.pipeline.graph import Layout, export_body
+from deblur_deploy.pipeline.quantize import Int8Config
+from deblur_deploy.pipeline.recipe import Recipe
+from deblur_deploy.pipeline.verify import VerifyConfig
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.training.unet import UNet, UNetConfig
+
+CONFIGS = {
+    "stem4": UNetConfig(stem=4, encoder=((8, 12), (16,), (20, 16)), up=(12, 8), decoder=((16, 12), (8,))),
+    "stem2": UNetConfig(stem=2, encoder=((8,), (12, 8)), up=(8,), decoder=((8, 8),)),
+    "classic": UNetConfig(encoder=((8, 8), (12,)), up=(8,), decoder=((8,),), residual=False),
+    "flat": UNetConfig(stem=3, encoder=((8,),), up=(), decoder=()),
+}
+
+RECIPE = Recipe(
+    name="small",
+    int8=Int8Config(tiles=2, tile_px=64),
+    verify=VerifyConfig(width_px=64, height_px=48, rounds=1, random_sizes=2, int8_max_drop_db=3, fp16_max_drop_db=1),
+)
+
+
+def unet(name: str = "stem4", seed: int = 0) -> UNet:
+    """A network with weights that do something: a fresh one's head is zero."""
+    torch.manual_seed(seed)
+    model = UNet(CONFIGS[name]).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.02)
+    torch.nn.init.normal_(model.head.bias, std=0.02)
+    return model
+
+
+@cache
+def body(name: str, layout: Layout, dtype: torch.dtype = torch.float32) -> ModelProto:
+    """The exported body of :func:`unet`; torch's exporter takes seconds, so each is made once."""
+    return export_body(unet(name), layout, dtype)
+
+
+def photo(height: int = 48, width: int = 64, seed: int = 0) -> Image:
+    """Smooth colours with edges and noise, uint8 HxWx3."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 90 * np.sin(x / rng.uniform(3, 20) + y / rng.uniform(3, 20)) for _ in range(3)]
+    return np.clip(np.stack(waves, -1) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)

@@ -1,0 +1,102 @@
+"""Files and folders exist whole or not at all."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from deblur_deploy.errors import MissingFileError, OutputError
+from deblur_deploy.files import existing, refuse_existing, sha256, writing_file, writing_folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def full_disk():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_appears_only_when_it_is_finished(tmp_path):
+    target = tmp_path / "new" / "a.txt"
+    with writing_file(target) as temporary:
+        temporary.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    assert names(target.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("writing", [writing_file, lambda target: writing_folder(target, force=True)])
+def test_a_full_disk_leaves_the_old_result(tmp_path, writing):
+    target = tmp_path / "result"
+    if writing is writing_file:
+        target.write_text("old")
+    else:
+        target.mkdir()
+        (target / "old").touch()
+    with pytest.raises(OutputError, match="No space left"), writing(target):
+        full_disk()
+    assert names(tmp_path) == ["result"]
+    assert target.read_text() == "old" if target.is_file() else names(target) == ["old"]
+
+
+def test_a_folder_is_replaced_only_with_force(tmp_path):
+    target = tmp_path / "bundle"
+    for content in ("first", "second"):
+        with writing_folder(target, force=content == "second") as temporary:
+            (temporary / content).touch()
+    assert names(target) == ["second"]
+    assert names(tmp_path) == ["bundle"]
+    with pytest.raises(OutputError, match="--force"), writing_folder(target):
+        pass
+
+
+def test_an_empty_folder_may_be_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    with writing_folder(tmp_path / "out") as temporary:
+        (temporary / "a").touch()
+    assert names(tmp_path / "out") == ["a"]
+
+
+def test_a_kill_leaves_nothing_under_the_final_name(tmp_path):
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from deblur_deploy.files import writing_folder
+        with writing_folder(Path(sys.argv[1])) as folder:
+            (folder / "half").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "bundle")])
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for writing in (writing_file, writing_folder):
+        with pytest.raises(OutputError, match="cannot write"), writing(tmp_path / "file" / "below"):
+            pass
+    with pytest.raises(OutputError, match="is a file"):
+        refuse_existing(tmp_path / "file", force=True)
+
+
+@pytest.mark.parametrize(("kind", "message"), [("file", "is a folder"), ("folder", "is a file")])
+def test_existing_says_what_is_there(tmp_path, kind, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    other = {"file": "folder", "folder": "file"}[kind]
+    assert existing(tmp_path / kind, kind=kind) == tmp_path / kind
+    with pytest.raises(MissingFileError, match=message):
+        existing(tmp_path / other, kind=kind)
+    with pytest.raises(MissingFileError, match="no such"):
+        existing(tmp_path / "none", kind=kind)
+
+
+def test_sha256_is_the_known_one(tmp_path):
+    (tmp_path / "abc").write_text("abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

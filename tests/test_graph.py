@@ -1,0 +1,102 @@
+"""The deployed graph equals the network it came from."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deblur_deploy.pipeline.graph import Body, Upsample, assemble, export_body
+from deblur_deploy.pipeline.quantize import to_blocks
+from deblur_deploy.training.train import TorchRestorer
+from tests.small import CONFIGS, body, photo, unet
+
+LAYOUTS = ("planes", "rows")
+
+
+def session(model):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def exported():
+    made = {}
+
+    def get(name, layout, io="uint8", dtype=torch.float32):
+        key = (name, layout, io, dtype)
+        if key not in made:
+            model = unet(name)
+            whole = assemble(body(name, layout, dtype), model.config, layout=layout, io=io)
+            onnx.checker.check_model(whole, full_check=True)
+            made[key] = session(whole)
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_upsample_is_the_transposed_convolution(layout):
+    up = torch.nn.ConvTranspose2d(6, 5, 2, stride=2).double()
+    x = torch.randn(2, 6, 4, 7, dtype=torch.float64)
+    torch.testing.assert_close(Upsample(up, layout).double()(x), up(x), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_body_is_the_network_between_its_rearrangements(name, layout):
+    model = unet(name).double()
+    divisor, stem = model.config.size_divisor, model.config.stem
+    image = photo(3 * divisor, 5 * divisor)
+    blocks = torch.from_numpy(to_blocks(image, stem)).double()
+    expected = model(torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255)[0]
+    copy = unet(name).double()
+    levels = Body(copy, layout)(blocks) + (blocks if model.config.residual else 0)
+    height, width = levels.shape[2:]
+    found = levels[0].reshape(stem, stem, 3, height, width).permute(2, 3, 0, 4, 1).reshape(expected.shape)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # to_blocks is float32
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(max_examples=12, deadline=None)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), batch=st.integers(1, 3))
+def test_bytes_in_bytes_out_at_any_size(exported, name, layout, height, width, batch):
+    images = np.stack([photo(height, width, seed) for seed in range(batch)])
+    reference = TorchRestorer(unet(name))
+    found = exported(name, layout).run(None, {"image": images})[0]
+    expected = np.stack([reference(image) for image in images])
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 1
+    assert np.count_nonzero(difference) <= max(1, 1e-3 * difference.size)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_floats_in_floats_out(exported, name):
+    image = torch.rand(2, 3, 37, 51)
+    found = exported(name, "planes", "float32").run(None, {"image": image.numpy()})[0]
+    np.testing.assert_allclose(found, unet(name)(image).clamp(0, 1).detach().numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("value", [0, 255, None])
+def test_half_precision_stays_within_a_level(exported, value):
+    image = photo(33, 47) if value is None else np.full((33, 47, 3), value, np.uint8)
+    halves = exported("stem4", "planes", dtype=torch.float16).run(None, {"image": image[None]})[0][0]
+    assert np.abs(halves.astype(int) - TorchRestorer(unet())(image)).max() <= 1
+
+
+def test_float_images_have_no_rows_layout():
+    model = unet("stem2")
+    with pytest.raises(ValueError, match="planes"):
+        assemble(body("stem2", "rows"), model.config, layout="rows", io="float32")
+
+
+def test_export_leaves_the_network_as_it_was():
+    model = unet()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export_body(model, "rows")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
