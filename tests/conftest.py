@@ -6,12 +6,21 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
-import tiny
 from numpy.typing import NDArray
 
 from deblur_deploy.errors import ProviderError
 from deblur_deploy.runtime import providers
+from tests import tiny
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of CUDA are skipped where onnxruntime has none."""
+    absent = "CUDAExecutionProvider" not in ort.get_available_providers()
+    for item in items:
+        if absent and item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="onnxruntime has no CUDA here"))
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,12 @@ from __future__ import annotations
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-import tiny
-from conftest import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,8 @@ from deblur_deploy import DeblurEngine, DeblurError
 from deblur_deploy.errors import InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
 from deblur_deploy.runtime import engine as engine_module
 from deblur_deploy.runtime import sessions as sessions_module
+from tests import tiny
+from tests.conftest import noise
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_map_raises_at_its_place_and_leaves_no_thread(engine: DeblurEngine) -> N
     assert next(results).shape == (5, 5, 3)
     with pytest.raises(InputError):
         next(results)
-    endless = engine.map(iter(lambda: noise(5, 5, 3), None))
+    endless = engine.map(repeat(noise(5, 5, 3)))
     next(endless)
     endless.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

@@ -173,7 +173,7 @@ class DeblurEngine:
                 if provider is providers[-1]:
                     raise
                 self._skipped[provider.name] = str(error)
-                warnings.warn(f"provider {provider.name} is not used: {error}", RuntimeWarning, stacklevel=4)
+                warnings.warn(f"provider {provider.name} is not used: {error}", RuntimeWarning, stacklevel=3)
         raise ProviderError("no provider is present; reinstall onnxruntime")
 
     def _open(self, provider: Provider) -> tuple[Sessions, str]:
