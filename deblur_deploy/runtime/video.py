@@ -25,8 +25,6 @@ try:
 except ImportError:
     raise MissingExtraError("videos need PyAV; install it: pip install 'deblur-deploy[video]'") from None
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-
 _ENCODERS = {
     "av1": ("libsvtav1", {"crf": "24", "preset": "8"}),
     "ffv1": ("ffv1", {}),
