@@ -187,6 +187,8 @@ class Sessions:
             height, width = shape[1:3] if self.contract.io == "uint8" else shape[2:]
             for name, size in ((BATCH_DIM, shape[0]), (HEIGHT_DIM, height), (WIDTH_DIM, width)):
                 options.add_free_dimension_override_by_name(name, size)
+        if provider.plugin_device is None and provider.ort_name not in ort.get_available_providers():
+            raise ProviderError(f"{provider.name} is not in this build of onnxruntime; use another provider")
         try:
             providers = provider.configure(
                 options,
