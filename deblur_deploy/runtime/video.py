@@ -181,5 +181,7 @@ def _video_stream(container: Any, path: Path) -> Any:
     if not container.streams.video or container.streams.video[0].codec_context is None:
         raise InputError(f"{path} has no video in it that can be decoded")
     stream = container.streams.video[0]
+    if stream.codec_context.format is None or not stream.width or not stream.height:
+        raise InputError(f"{path} does not say what its frames look like; it may be damaged")
     stream.thread_type = "AUTO"
     return stream
