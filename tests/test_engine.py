@@ -16,6 +16,7 @@ from deblur_deploy import DeblurEngine, DeblurError
 from deblur_deploy.errors import InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
 from deblur_deploy.runtime import engine as engine_module
 from deblur_deploy.runtime import sessions as sessions_module
+from deblur_deploy.runtime.media import read_image
 from tests import tiny
 from tests.conftest import noise
 
@@ -302,3 +303,9 @@ def test_openvino_fp32_is_really_fp32(bundle: Path, openvino: str, engine: Deblu
     assert exact.receipt.effective_precision == "fp32"
     assert np.abs(exact(image) - engine(image)).max() < 1e-5
     assert np.abs(exact(noise(60, 50, 3)).astype(int) - engine(noise(60, 50, 3))).max() <= 1
+
+
+def test_real_photographs_in_tiles(bundle: Path, data: Path) -> None:
+    photo = read_image(min((data / "photos" / "large").glob("*.jpg")))[:900, :1100]
+    tiled = DeblurEngine(bundle, "cpu", "int8", max_memory_mb=20)
+    np.testing.assert_array_equal(tiled(photo), DeblurEngine(bundle, "cpu", "int8")(photo))

@@ -227,13 +227,13 @@ class DeblurEngine:
         plan = self._plan(sessions, rgb.shape, self._max_pixels(sessions, rgb))
         try:
             return self._run(sessions, plan, layout.dtype, rgb)
-        except MemoryLimitError:
+        except MemoryError:
             smaller = self._plan(sessions, rgb.shape, plan.height * plan.width // 4)
             if smaller.height * smaller.width >= plan.height * plan.width:
                 raise
         try:
             return self._run(sessions, smaller, layout.dtype, rgb)
-        except MemoryLimitError:
+        except MemoryError:
             raise MemoryLimitError(
                 f"too little memory even for a tile of {smaller.width}x{smaller.height} pixels; "
                 "free some, or set max_memory_mb lower"

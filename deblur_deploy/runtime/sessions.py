@@ -129,7 +129,7 @@ class Sessions:
         with _turn if self._shared else nullcontext():
             try:
                 restored = runner(batch)
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:  # ONNX Runtime's own derive from nothing more narrow
                 message = first_line(error)
                 if isinstance(error, MemoryError) or any(
                     word in message.lower() for word in ("alloc", "out of memory")
@@ -258,7 +258,11 @@ def _read_contract(data: bytes, where: object) -> ModelContract:
         raise ModelError(
             f"{where} is not an ONNX model that onnxruntime {ort.__version__} reads: {first_line(error)}"
         ) from None
-    contract = ModelContract.from_metadata(session.get_modelmeta().custom_metadata_map, where)
+    try:
+        metadata = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError:
+        raise ModelError(f"{where} has metadata that is no text; export it again") from None
+    contract = ModelContract.from_metadata(metadata, where)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     kind = "tensor(uint8)" if contract.io == "uint8" else "tensor(float)"
     channel = 3 if contract.io == "uint8" else 1
