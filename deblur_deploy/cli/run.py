@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import IMAGE_SUFFIXES, Photo, list_images, read_photo, write_photo
+from deblur_deploy.runtime.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Photo, list_media, read_photo, write_photo
 from deblur_deploy.runtime.streams import overlapped
 from deblur_deploy.runtime.variants import Wish
 
@@ -27,8 +28,8 @@ class RunConfig:
     Finished files are kept: run the same command again after an interruption and it does the rest.
     """
 
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image or video files, or folders of images."""
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Image or video files, or folders of them."""
     out: Path = Path("restored")
     """Folder for the results, which have the names and formats of the inputs."""
     model: Path | None = None
@@ -48,11 +49,17 @@ class RunConfig:
     max_memory_mb: float | None = None
     """Larger images are cut into tiles; by default decided by the free memory."""
     max_megapixels: float = 268.4
-    """Refuse image files that state more pixels than this."""
+    """Refuse images, and frames of videos, that state more pixels than this."""
+    doctor: bool = False
+    """Print what this machine offers, what is missing and how to mend it, and do nothing else."""
 
     def __post_init__(self) -> None:
         if not self.max_megapixels > 0:
             raise ValueError(f"max-megapixels is {self.max_megapixels}; allowed: more than 0")
+
+    @property
+    def max_pixels(self) -> int:
+        return int(self.max_megapixels * 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +83,18 @@ def plan_jobs(config: RunConfig) -> list[Job]:
             out = config.out.resolve()
             sources = [
                 path
-                for path in list_images(given, config.glob, recursive=config.recursive)
+                for path in list_media(given, config.glob, recursive=config.recursive)
                 if out == given.resolve() or not path.resolve().is_relative_to(out)
             ]
             if not sources:
                 more = "" if config.recursive else " (subfolders: --recursive)"
-                raise InputError(f"no images match {config.glob!r} in {given}{more}")
+                raise InputError(f"no images or videos match {config.glob!r} in {given}{more}")
             pairs = [(source, config.out / source.relative_to(given)) for source in sources]
-        elif given.suffix.lower() in IMAGE_SUFFIXES:
+        elif given.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
             pairs = [(given, config.out / given.name)]
         else:
-            raise InputError(f"{given} has no known image suffix ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+            raise InputError(f"{given} is neither a folder nor of a known kind ({known})")
         for source, target in pairs:
             if target.resolve() == source.resolve():
                 raise InputError(f"{source} would be overwritten by its own result; choose another --out")
@@ -108,7 +116,9 @@ def run(config: RunConfig, console: Console) -> int:
         max_memory_mb=config.max_memory_mb,
     ) as engine:
         console.print(str(engine.receipt), highlight=False, soft_wrap=True)
-        failed = _restore_images(engine, todo, config, console) if todo else 0
+        images = [job for job in todo if job.source.suffix.lower() in IMAGE_SUFFIXES]
+        failed = _restore_images(engine, images, config, console) if images else 0
+        failed += sum(not _restore_video(engine, job, config, console) for job in todo if job not in images)
     done, skipped = len(todo) - failed, len(jobs) - len(todo)
     console.print(f"{done} restored to {config.out}, {skipped} were there already, {failed} failed", highlight=False)
     return SOME_FAILED if failed else OK
@@ -118,7 +128,7 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
     def read() -> Iterator[tuple[Job, Photo | DeblurError]]:
         for job in jobs:
             try:
-                yield job, read_photo(job.source, max_pixels=int(config.max_megapixels * 1e6))
+                yield job, read_photo(job.source, max_pixels=config.max_pixels)
             except DeblurError as error:
                 yield job, error
 
@@ -134,8 +144,7 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
             return job, error
 
     failed = 0
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, TextColumn("{task.fields[rate]}"), console=console) as progress:
+    with _progress(console) as progress:
         task = progress.add_task("images", total=len(jobs), rate="")
         for job, photo in overlapped(read(), restore):
             try:
@@ -144,16 +153,64 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
                 write_photo(job.target, photo)
             except DeblurError as error:
                 failed += 1
-                console.print(f"deblur-run: {error}", highlight=False, markup=False, soft_wrap=True)
-            speed = progress.tasks[task].speed
-            progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+                _complain(error, console)
+            _advance(progress, task)
     return failed
+
+
+def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: Console) -> bool:
+    try:
+        # Here, so that images need no PyAV.
+        from deblur_deploy.runtime.video import frame_count, restore_video
+
+        with _progress(console) as progress:
+            task = progress.add_task(job.source.name, total=frame_count(job.source), rate="")
+            restore_video(
+                job.source,
+                job.target,
+                engine,
+                max_pixels=config.max_pixels,
+                on_frame=lambda: _advance(progress, task),
+            )
+    except DeblurError as error:
+        _complain(error, console)
+        return False
+    return True
+
+
+def _progress(console: Console) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, TextColumn("{task.fields[rate]}"), console=console)
+
+
+def _advance(progress: Progress, task: TaskID) -> None:
+    speed = progress.tasks[task].speed
+    progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+
+
+def _complain(error: DeblurError, console: Console) -> None:
+    console.print(f"deblur-run: {error}", highlight=False, markup=False, soft_wrap=True)
+
+
+def doctor(config: RunConfig, console: Console) -> int:
+    """Print the findings; returns SOME_FAILED if no engine can be made here."""
+    # Here, since nothing else needs it.
+    from deblur_deploy.runtime.doctor import examine
+
+    findings = examine(config.model)
+    for finding in findings:
+        console.print(f"{finding.topic:12} {finding.text}", highlight=False, markup=False, soft_wrap=True)
+        if finding.mend:
+            console.print(f"{'':12} -> {finding.mend}", highlight=False, markup=False, soft_wrap=True)
+    return SOME_FAILED if findings[-1].mend else OK
 
 
 def command(argv: Sequence[str] | None) -> int:
     """Parse and run; returns the exit status."""
     config = tyro.cli(RunConfig, prog="deblur-run", args=argv)
-    return run(config, Console(stderr=True))
+    # What OpenCV would say about a damaged file, our own line says.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return doctor(config, Console()) if config.doctor else run(config, Console(stderr=True))
 
 
 main = guarded("deblur-run", command)

@@ -28,6 +28,8 @@ class Variant:
     sha256: str
     precision: Precision
     io: Io
+    layout: str = "planes"
+    """``rows`` suits ONNX Runtime's own CPU kernels, ``planes`` every other provider."""
     drop_db: float
     """PSNR against ground truth that this variant loses against the fp32 one."""
     latency_ms: dict[str, float]
@@ -53,7 +55,9 @@ class Bundle:
         try:
             data: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
             if data["schema"] != SCHEMA:
-                raise ModelError(f"{manifest} has schema {data['schema']}, this version reads {SCHEMA}; export it again")
+                raise ModelError(
+                    f"{manifest} has schema {data['schema']}, this version reads {SCHEMA}; export it again"
+                )
             variants = {row["name"]: _variant(path, row) for row in data["variants"]}
             bundle = cls(path=path, name=str(data["name"]), variants=variants)
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -78,6 +82,7 @@ def _variant(folder: Path, row: dict[str, Any]) -> Variant:
         sha256=str(row["sha256"]),
         precision=row["precision"],
         io=row["io"],
+        layout=str(row.get("layout", "planes")),
         drop_db=float(row["drop_db"]),
         latency_ms={str(key): float(value) for key, value in row["latency_ms"].items()},
     )

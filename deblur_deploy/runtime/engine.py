@@ -30,7 +30,7 @@ from deblur_deploy.runtime.memory import budget_bytes
 from deblur_deploy.runtime.pixels import Layout, from_graph, to_graph
 from deblur_deploy.runtime.providers import Provider, candidates, find, versions
 from deblur_deploy.runtime.receipt import Receipt
-from deblur_deploy.runtime.sessions import Sessions
+from deblur_deploy.runtime.sessions import SURELY_FITS_BYTES_PER_PIXEL, Sessions
 from deblur_deploy.runtime.streams import overlapped
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tiling import Plan, plan_tiles
@@ -38,8 +38,6 @@ from deblur_deploy.runtime.variants import check_wish, choose_variant, float_var
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 Array = NDArray[Any]
-
-_BYTES_PER_PIXEL = 128
 
 
 class DeblurEngine:
@@ -175,7 +173,7 @@ class DeblurEngine:
                 if provider is providers[-1]:
                     raise
                 self._skipped[provider.name] = str(error)
-                warnings.warn(f"provider {provider.name} is not used: {error}", RuntimeWarning, stacklevel=4)
+                warnings.warn(f"provider {provider.name} is not used: {error}", RuntimeWarning, stacklevel=3)
         raise ProviderError("no provider is present; reinstall onnxruntime")
 
     def _open(self, provider: Provider) -> tuple[Sessions, str]:
@@ -203,6 +201,7 @@ class DeblurEngine:
             precision=precision,
             threads=self._threads or usable_cores(),
             own_threads=self._threads is not None,
+            budget=self._budget,
             extra=self._options,
         )
 
@@ -225,11 +224,11 @@ class DeblurEngine:
         )
 
     def _restore(self, sessions: Sessions, layout: Layout, rgb: Array) -> Array:
-        plan = self._plan(sessions, rgb.shape, self._budget)
+        plan = self._plan(sessions, rgb.shape, self._max_pixels(sessions, rgb))
         try:
             return self._run(sessions, plan, layout.dtype, rgb)
         except MemoryLimitError:
-            smaller = self._plan(sessions, rgb.shape, plan.height * plan.width * _BYTES_PER_PIXEL // 4)
+            smaller = self._plan(sessions, rgb.shape, plan.height * plan.width // 4)
             if smaller.height * smaller.width >= plan.height * plan.width:
                 raise
         try:
@@ -240,14 +239,21 @@ class DeblurEngine:
                 "free some, or set max_memory_mb lower"
             ) from None
 
-    def _plan(self, sessions: Sessions, shape: tuple[int, ...], budget: int) -> Plan:
+    def _max_pixels(self, sessions: Sessions, rgb: Array) -> int:
+        pixels = rgb.shape[0] * rgb.shape[1]
+        # Small images are not worth the measurement of what a pixel takes.
+        if pixels * SURELY_FITS_BYTES_PER_PIXEL <= self._budget:
+            return self._budget
+        return max(1, self._budget // sessions.bytes_per_pixel)
+
+    def _plan(self, sessions: Sessions, shape: tuple[int, ...], max_pixels: int) -> Plan:
         contract = sessions.contract
         return plan_tiles(
             shape[0],
             shape[1],
             divisor=contract.size_divisor,
             radius_px=contract.receptive_radius_px,
-            max_pixels=max(1, budget // _BYTES_PER_PIXEL),
+            max_pixels=max_pixels,
         )
 
     def _run(self, sessions: Sessions, plan: Plan, dtype: np.dtype[Any], rgb: Array) -> Array:

@@ -5,7 +5,8 @@ Pixels stay turned as the file stores them and the EXIF orientation stays with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 from deblur_deploy.errors import InputError, OutputError
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.runtime.headers import pixel_size
+from deblur_deploy.runtime.tiff import Entry, read_tags, with_tags
 
 Image = NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 
 MAX_PIXELS = 2**28
 """Images that state more pixels are refused before they are decoded, unless a caller allows more."""
@@ -36,17 +40,29 @@ class Photo:
     """uint8, uint16 or float; HxW gray, HxWx3 RGB or HxWx4 RGBA; not turned by the EXIF orientation."""
     metadata: tuple[tuple[int, bytes], ...] = ()
     """EXIF, XMP and ICC profile, by OpenCV's numbers for them."""
+    tiff_tags: Mapping[int, Entry] = field(default_factory=dict)
+    """The same of a TIFF file."""
 
     def with_pixels(self, pixels: NDArray[Any]) -> Photo:
         """The same metadata with other pixels."""
         return replace(self, pixels=pixels)
 
 
-def list_images(folder: Path, pattern: str = "*", *, recursive: bool = False) -> list[Path]:
-    """Image files in ``folder`` whose names match ``pattern``; raises MissingFileError without such a folder."""
+def list_images(folder: Path) -> list[Path]:
+    """Image files directly inside ``folder``, by name; raises MissingFileError without such a folder."""
+    return [path for path in list_media(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def list_media(folder: Path, pattern: str = "*", *, recursive: bool = False) -> list[Path]:
+    """Image and video files in ``folder`` whose names match ``pattern``, by name.
+
+    Hidden files are left out: an interrupted run may have left its temporary files.
+    Raises MissingFileError without such a folder.
+    """
     existing(folder, kind="folder")
+    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     found = folder.rglob(pattern) if recursive else folder.glob(pattern)
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in found if path.suffix.lower() in known and not path.name.startswith("."))
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
@@ -60,10 +76,11 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
 
 def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """The file as it is: depth, gray or alpha, and metadata.  Raises as :func:`read_image` does."""
-    pixels, metadata = _decoded(path, _content(path, max_pixels), cv2.IMREAD_UNCHANGED)
+    data = _content(path, max_pixels)
+    pixels, metadata = _decoded(path, data, cv2.IMREAD_UNCHANGED)
     if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA, dst=pixels)
-    return Photo(pixels=pixels, metadata=metadata)
+    return Photo(pixels=pixels, metadata=metadata, tiff_tags=read_tags(data.tobytes()))
 
 
 def write_image(path: Path, image: Image) -> None:
@@ -97,7 +114,7 @@ def write_photo(path: Path, photo: Photo) -> None:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise OutputError(f"cannot write {path}: the {suffix} encoder refused {size} pixels of {pixels.dtype}")
     with writing_file(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(with_tags(data.tobytes(), dict(photo.tiff_tags)))
 
 
 def _content(path: Path, max_pixels: int) -> NDArray[np.uint8]:

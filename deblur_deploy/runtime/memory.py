@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-DEFAULT_MB = 600
+DEFAULT_MB = 400
 """Enough that tiles of a light model waste little on their margins."""
 
 _MIN_MB = 32
@@ -17,6 +17,15 @@ def budget_bytes(max_memory_mb: float | None) -> int:
         return int(max_memory_mb * 2**20)
     free = available_bytes()
     return DEFAULT_MB * 2**20 if free is None else max(_MIN_MB * 2**20, min(DEFAULT_MB * 2**20, free // 3))
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds now; None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_bytes() -> int | None:

@@ -90,11 +90,11 @@ class Provider:
         """
         chosen: dict[str, str] = {}
         if self.name == "openvino":
-            hint = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}.get(precision)
+            # What an int8 graph leaves in float stays float: the input would lose bits to the residual sum in bf16.
+            hint = {"bf16": "bf16", "fp16": "f16"}.get(precision, "f32")
             chosen = {"num_of_threads": str(threads)} if self.kind == "CPU" else {}
-            if hint:
-                # The option called `precision` is accepted and ignored by the plugin (1.8); this one is obeyed.
-                chosen["load_config"] = json.dumps({self.kind: {"INFERENCE_PRECISION_HINT": hint}})
+            # The option called `precision` is accepted and ignored by the plugin (1.8); this one is obeyed.
+            chosen["load_config"] = json.dumps({self.kind: {"INFERENCE_PRECISION_HINT": hint}})
         elif self.name == "cuda":
             chosen = {
                 "cudnn_conv_algo_search": "EXHAUSTIVE" if fixed else "HEURISTIC",

@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
 from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
@@ -20,10 +21,17 @@ from numpy.typing import NDArray
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.errors import MemoryLimitError, ModelError, ProviderError
-from deblur_deploy.runtime.providers import NAMES, Provider, first_line
+from deblur_deploy.runtime.memory import resident_bytes
+from deblur_deploy.runtime.providers import NAMES, Provider, find, first_line
 
 MAX_FIXED = 4
 """Fixed-shape sessions that one model keeps."""
+
+_PROBE_PX = 384
+_LEAST_BYTES_PER_PIXEL, _USUAL_BYTES_PER_PIXEL, _MOST_BYTES_PER_PIXEL = 48, 256, 8192
+
+SURELY_FITS_BYTES_PER_PIXEL = 2500
+"""What the heaviest network takes that we know of: full resolution, 64 channels, fp32."""
 
 _OFTEN = 2
 _OFTEN_WHEN_FULL = 16
@@ -58,14 +66,17 @@ class Sessions:
         precision: str = "auto",
         threads: int,
         own_threads: bool = False,
+        budget: int,
         extra: Mapping[str, str] | None = None,
     ) -> None:
         self._data, self._where, self.provider = data, where, provider
         self._threads, self._extra = threads, dict(extra or {})
+        self._budget = budget
         self._shared = provider.kind == "CPU" and not own_threads
         self._fixed: OrderedDict[tuple[int, ...], _Fixed] = OrderedDict()
         self._seen: Counter[tuple[int, ...]] = Counter()
         self._creating = Lock()
+        self._bytes_per_pixel: int | None = None
         start = perf_counter()
         # The contract is read before the provider is asked, so that a stranger's file is not blamed on the provider.
         self.contract = _read_contract(data, where)
@@ -84,6 +95,30 @@ class Sessions:
     @property
     def dtype(self) -> type[np.uint8] | type[np.float32]:
         return np.uint8 if self.contract.io == "uint8" else np.float32
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Memory for activations that one pixel of an image takes, measured once in a session of its own."""
+        with self._creating:
+            if self._bytes_per_pixel is None:
+                self._bytes_per_pixel = self._measure_memory()
+            return self._bytes_per_pixel
+
+    def _measure_memory(self) -> int:
+        # ONNX Runtime does not tell; but its arena keeps what a run took, so the process grows by just that.
+        provider = self.provider if self.provider.kind == "CPU" else find("cpu")
+        session = self._create(None, provider)
+        small, large = _up(_PROBE_PX // 4, self.contract.size_divisor), _up(_PROBE_PX, self.contract.size_divisor)
+        with _turn:
+            session.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
+            before = resident_bytes()
+            session.run([OUTPUT], {INPUT: np.zeros(self._shape(large, large), self.dtype)})
+            after = resident_bytes()
+        if before is None or after is None:
+            return _USUAL_BYTES_PER_PIXEL
+        # A compiled shape takes up to half as much again.
+        measured = 3 * (after - before) // (2 * large * large)
+        return min(max(_LEAST_BYTES_PER_PIXEL, measured), _MOST_BYTES_PER_PIXEL)
 
     def run(self, batch: NDArray[Any], *, often: bool = False) -> NDArray[Any]:
         """Restore a C-contiguous batch in the layout and dtype of the contract; ``often`` fixes its shape at once.
@@ -118,31 +153,44 @@ class Sessions:
             return self._any
         try:
             if shape not in self._fixed:
+                self._make_room(shape)
                 session = _Fixed(self._create(shape), shape)
-                while len(self._fixed) >= MAX_FIXED:
-                    self._fixed.popitem(last=False)
                 self._fixed[shape] = session
                 self._seen[shape] = 0
             return self._fixed[shape]
         finally:
             self._creating.release()
 
+    def _make_room(self, shape: tuple[int, ...]) -> None:
+        # Each session keeps what its shape takes, so all of them together must fit where one large image would.
+        per_pixel = self._bytes_per_pixel or SURELY_FITS_BYTES_PER_PIXEL
+        while self._fixed:
+            values = prod(shape) + sum(prod(other) for other in self._fixed)
+            if len(self._fixed) < MAX_FIXED and values // 3 * per_pixel <= self._budget:
+                return
+            self._fixed.popitem(last=False)
+
     def _shape(self, height: int, width: int) -> tuple[int, ...]:
         return (1, height, width, 3) if self.contract.io == "uint8" else (1, 3, height, width)
 
-    def _create(self, shape: tuple[int, ...] | None) -> ort.InferenceSession:
+    def _create(self, shape: tuple[int, ...] | None, provider: Provider | None = None) -> ort.InferenceSession:
+        provider = provider or self.provider
         options = ort.SessionOptions()
         # Failures are raised; what ONNX Runtime would print besides is not for our callers' terminals.
         options.log_severity_level = 4
         options.intra_op_num_threads = self._threads
+        # A memory pattern is laid out beside what the first run took, so it doubles memory; it does not save time.
+        options.enable_mem_pattern = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if shape is not None:
             height, width = shape[1:3] if self.contract.io == "uint8" else shape[2:]
             for name, size in ((BATCH_DIM, shape[0]), (HEIGHT_DIM, height), (WIDTH_DIM, width)):
                 options.add_free_dimension_override_by_name(name, size)
+        if provider.plugin_device is None and provider.ort_name not in ort.get_available_providers():
+            raise ProviderError(f"{provider.name} is not in this build of onnxruntime; use another provider")
         try:
-            providers = self.provider.configure(
+            providers = provider.configure(
                 options,
                 precision=self.effective_precision,
                 threads=self._threads,
@@ -153,11 +201,11 @@ class Sessions:
                 self._data, options, providers or None, enable_fallback=0, read_config_from_model=0
             )
         except Exception as error:
-            raise ProviderError(f"{self.provider.name} cannot load {self._where}: {first_line(error)}") from None
+            raise ProviderError(f"{provider.name} cannot load {self._where}: {first_line(error)}") from None
         # Else a failing run would be repeated on the CPU, with a line on standard output for all notice.
         session.disable_fallback()
-        if session.get_providers()[0] != self.provider.ort_name:
-            raise ProviderError(f"{self.provider.name} did not load {self._where}; onnxruntime fell back by itself")
+        if session.get_providers()[0] != provider.ort_name:
+            raise ProviderError(f"{provider.name} did not load {self._where}; onnxruntime fell back by itself")
         return session
 
 
@@ -167,6 +215,11 @@ class _Fixed:
     def __init__(self, session: ort.InferenceSession, shape: tuple[int, ...] | None) -> None:
         self._session = session
         self._binding = None
+        # The session for any shape gives its memory back after each run: it would otherwise keep what the largest
+        # image took, for good.
+        self._options = ort.RunOptions() if shape is None and session.get_providers() == [NAMES["cpu"]] else None
+        if self._options is not None:
+            self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         if shape is not None and session.get_providers()[0] == NAMES["cuda"]:
             # A captured CUDA graph replays on the same addresses, so one call at a time may use them.
             dtype = np.uint8 if session.get_inputs()[0].type == "tensor(uint8)" else np.float32
@@ -179,13 +232,17 @@ class _Fixed:
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[Any]:
         if self._binding is None:
-            restored: NDArray[Any] = self._session.run([OUTPUT], {INPUT: batch})[0]
+            restored: NDArray[Any] = self._session.run([OUTPUT], {INPUT: batch}, self._options)[0]
             return restored
         with self._lock:
             self._image.update_inplace(batch)
             self._session.run_with_iobinding(self._binding)
             copied: NDArray[Any] = self._restored.numpy()
             return copied
+
+
+def _up(value: int, divisor: int) -> int:
+    return -(-value // divisor) * divisor
 
 
 def _read_contract(data: bytes, where: object) -> ModelContract:

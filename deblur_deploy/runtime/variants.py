@@ -45,10 +45,14 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
         raise ModelError(f"bundle {bundle.path} has no {wanted} variant; it has {_names(bundle.variants.values())}")
     order = _USUALLY_FASTEST.get(provider.name, _ON_GPUS)
 
-    def cost(variant: Variant) -> tuple[float, int]:
+    def cost(variant: Variant) -> tuple[float, int, bool]:
         rank = order.index(variant.precision) if variant.precision in order else len(order)
         measured = all(provider.name in other.latency_ms for other in variants)
-        return (variant.latency_ms[provider.name] if measured else 0.0), rank
+        return (
+            (variant.latency_ms[provider.name] if measured else 0.0),
+            rank,
+            (variant.layout == "rows") != (provider.name == "cpu"),
+        )
 
     return min(variants, key=cost)
 

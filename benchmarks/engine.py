@@ -1,0 +1,169 @@
+"""What the engine costs beside the bare session, from a cold start, on a large photo and over a long life.
+
+    python benchmarks/engine.py overhead|cold|large|threads|soak [--model BUNDLE] [--provider NAME] [--precision P]
+
+Each ends in one JSON line.  ``overhead`` runs the engine and ``session.run`` of the same fixed-shape session in turn;
+``large`` takes a photo (--photo) or noise of 20 megapixels; ``soak`` makes 20,000 calls of varying sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from deblur_deploy import DeblurEngine
+from deblur_deploy.contract import INPUT, OUTPUT
+from deblur_deploy.runtime.memory import resident_bytes
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def status_mb(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
+def overhead(arguments: argparse.Namespace) -> dict[str, object]:
+    """Engine against the session that it uses, a b a b, medians."""
+    engine, image = make(arguments), noise(720, 1280)
+    for _ in range(4):
+        engine(image)
+    session = engine._main._fixed[(1, *image.shape)]._session
+    anyshape = engine._main._any._session
+    times: dict[str, list[float]] = {"engine": [], "session": [], "dynamic": []}
+    for _ in range(arguments.repeats):
+        for name, call in (
+            ("engine", lambda: engine(image)),
+            ("session", lambda: session.run([OUTPUT], {INPUT: image[None]})),
+            ("dynamic", lambda: anyshape.run([OUTPUT], {INPUT: image[None]})),
+        ):
+            start = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    found = {name: median(values) for name, values in times.items()}
+    ratio = median(a / b for a, b in zip(times["engine"], times["session"], strict=True))
+    return {**found, "engine_over_session": ratio, "dynamic_over_fixed": found["dynamic"] / found["session"]}
+
+
+def cold(arguments: argparse.Namespace) -> dict[str, object]:
+    """New processes: import, load, first 1280x720 image."""
+    code = (
+        "import time; s = time.perf_counter(); import numpy as np; from deblur_deploy import DeblurEngine;"
+        f"e = DeblurEngine({arguments.model!r}, {arguments.provider!r}, {arguments.precision!r});"
+        "l = time.perf_counter();"
+        "e(np.zeros((720, 1280, 3), np.uint8)); print(l - s, time.perf_counter() - s)"
+    )
+    runs, whole = [], []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        whole.append(time.perf_counter() - start)
+        runs.append([float(value) for value in done.stdout.split()])
+    return {
+        "loaded_s": median(r[0] for r in runs),
+        "first_image_s": median(r[1] for r in runs),
+        "process_s": median(whole),
+    }
+
+
+def large(arguments: argparse.Namespace) -> dict[str, object]:
+    """Peak memory over the bare interpreter with its libraries, and time per megapixel against 1 megapixel."""
+    import onnxruntime
+
+    from deblur_deploy.runtime.media import read_photo, write_photo
+
+    assert onnxruntime.__version__
+    bare = status_mb("VmRSS")
+    engine = make(arguments)
+    start = time.perf_counter()
+    photo = read_photo(Path(arguments.photo)) if arguments.photo else None
+    image = noise(3648, 5472) if photo is None else photo.pixels
+    decoded = time.perf_counter()
+    restored = engine(image)
+    done = time.perf_counter()
+    if photo is not None:
+        write_photo(Path("/tmp/deblur-large.jpg"), photo.with_pixels(restored))
+    peak, megapixels = status_mb("VmHWM") - bare, image.shape[0] * image.shape[1] / 1e6
+    small = np.ascontiguousarray(image[:1000, :1000])
+    engine(small), engine(small)
+    at_1, at_all = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in range(4):
+            engine(small)
+        at_1.append((time.perf_counter() - start) / 4)
+        start = time.perf_counter()
+        engine(image)
+        at_all.append((time.perf_counter() - start) / megapixels)
+    return {
+        "megapixels": megapixels,
+        "peak_over_bare_mb": peak,
+        "first_run_s": done - decoded,
+        "s_per_mpx": median(at_all),
+        "s_per_mpx_at_1_mpx": median(at_1),
+        "ratio": median(a / b for a, b in zip(at_all, at_1, strict=True)),
+    }
+
+
+def threads(arguments: argparse.Namespace) -> dict[str, object]:
+    """8 threads x 500 images against the same images one after the other."""
+    engine = make(arguments)
+    images = [noise(48 + 16 * (i % 7), 64 + 16 * (i % 5), i) for i in range(500)]
+    serial = [engine(image) for image in images]
+    other = make(arguments)
+
+    def differing(_: int) -> int:
+        return sum(not np.array_equal(other(image), result) for image, result in zip(images, serial, strict=True))
+
+    with ThreadPoolExecutor(8) as pool:
+        return {"images": 8 * len(images), "differing": sum(pool.map(differing, range(8)))}
+
+
+def soak(arguments: argparse.Namespace) -> dict[str, object]:
+    """Memory after many calls of varying sizes, against that after the first 1,000."""
+    engine, random = make(arguments), np.random.default_rng(0)
+    usual = [(64, 96), (96, 64), (128, 128)]
+    trace = {}
+    for i in range(arguments.calls + 1):
+        if i % 1000 == 0:
+            trace[i] = (resident_bytes() or 0) / 2**20
+        size = usual[i % 3] if random.random() < 0.5 else tuple(int(n) for n in random.integers(1, 160, 2))
+        engine(noise(*size, i))
+    after = {count: mb for count, mb in trace.items() if count >= 1000}
+    return {
+        "mb_after_1000": after[1000],
+        "mb_at_most": max(after.values()),
+        "growth": max(after.values()) / after[1000] - 1,
+    }
+
+
+def make(arguments: argparse.Namespace) -> DeblurEngine:
+    return DeblurEngine(arguments.model, arguments.provider, arguments.precision)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["overhead", "cold", "large", "threads", "soak"])
+    parser.add_argument("--model")
+    parser.add_argument("--provider", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--photo")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--calls", type=int, default=20_000)
+    arguments = parser.parse_args()
+    found = globals()[arguments.what](arguments)
+    print(json.dumps({"benchmark": arguments.what, "provider": arguments.provider, **found}))
+
+
+if __name__ == "__main__":
+    main()

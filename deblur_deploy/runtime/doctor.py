@@ -1,0 +1,121 @@
+"""What this machine offers for deblurring, what is missing, and the one command that mends it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnxruntime as ort
+
+from deblur_deploy.errors import DeblurError, ProviderError
+from deblur_deploy.runtime import memory, providers, threads
+from deblur_deploy.runtime.engine import DeblurEngine
+
+OLDEST_ONNXRUNTIME = (1, 24)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One fact about this machine."""
+
+    topic: str
+    text: str
+    mend: str | None = None
+    """What to do about it, a command where there is one; None if all is well."""
+
+
+def examine(model: str | Path | None = None) -> list[Finding]:
+    """Look at the processor, the libraries, every provider and the model; never raises for what it finds."""
+    return [*_machine(), *_libraries(), *_providers(), *_model(model)]
+
+
+def _machine() -> list[Finding]:
+    cores, quota = threads.usable_cores(), threads.cpu_quota()
+    limit = "no quota" if quota is None else f"quota of {quota:g} cores"
+    found = [Finding(topic="processor", text=f"{providers.processor()}, {cores} of {os.cpu_count()} cores, {limit}")]
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > cores:
+        found.append(
+            Finding(
+                topic="threads",
+                text=f"OMP_NUM_THREADS is {asked}, this process may use {cores} cores",
+                mend=f"export OMP_NUM_THREADS={cores}",
+            )
+        )
+    free = memory.available_bytes()
+    if free is not None:
+        mend = "free memory, or give --max-memory-mb" if free < 2**29 else None
+        found.append(Finding(topic="memory", text=f"{free / 2**30:.1f} GiB free", mend=mend))
+    return found
+
+
+def _libraries() -> list[Finding]:
+    found = [Finding(topic="python", text=f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    number = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    old = number < OLDEST_ONNXRUNTIME
+    found.append(
+        Finding(
+            topic="onnxruntime",
+            text=ort.__version__ + (", too old for models of this version" if old else ""),
+            mend="pip install --upgrade onnxruntime" if old else None,
+        )
+    )
+    wheels = sorted({name for item in distributions() if (name := (item.name or "").lower()) in _WHEELS})
+    if len(wheels) > 1:
+        keep = "onnxruntime-gpu" if "onnxruntime-gpu" in wheels else wheels[-1]
+        found.append(
+            Finding(
+                topic="wheels",
+                text=f"{' and '.join(wheels)} overwrite each other's files",
+                mend=f"pip uninstall -y {' '.join(wheels)} && pip install {keep}",
+            )
+        )
+    for module, extra, use in (("cv2", "", "images"), ("av", "[video]", "videos")):
+        if find_spec(module) is None:
+            package = "opencv-python-headless" if module == "cv2" else f"'deblur-deploy{extra}'"
+            found.append(Finding(topic=use, text=f"{module} is not installed", mend=f"pip install {package}"))
+    return found
+
+
+_WHEELS = {"onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon"}
+
+
+def _providers() -> list[Finding]:
+    found = []
+    nvidia = Path("/proc/driver/nvidia/version").exists()
+    for name in providers.AUTO:
+        try:
+            provider = providers.find(name)
+        except ProviderError as error:
+            text, _, advice = str(error).partition("; install it: ")
+            # Where there is no such hardware there is nothing to mend.
+            needed = advice and (name != "cuda" or nvidia)
+            found.append(Finding(topic=name, text=text, mend=advice if needed else None))
+        else:
+            bf16 = ", bf16" if provider.native_bf16 else ""
+            version = f", plugin {provider.version}" if provider.plugin_device is not None else ""
+            found.append(Finding(topic=name, text=f"present: {provider.device}{bf16}{version}"))
+    return found
+
+
+def _model(model: str | Path | None) -> list[Finding]:
+    try:
+        with DeblurEngine(model) as engine:
+            found = [Finding(topic="model", text=str(engine.receipt))]
+            share = engine.receipt.convolutions.get(engine.receipt.provider, 0.0)
+    except DeblurError as error:
+        return [Finding(topic="model", text=str(error), mend=_model_mend(str(error)))]
+    if share < 1:
+        elsewhere = f"{1 - share:.0%} of the convolutions run elsewhere"
+        found.append(Finding(topic="model", text=elsewhere, mend="deblur-run --provider cpu to compare"))
+    return found
+
+
+def _model_mend(message: str) -> str:
+    if "ir version" in message.lower() or "ir_version" in message.lower() or "opset" in message.lower():
+        return "pip install --upgrade onnxruntime"
+    return "deblur-export --out bundle, then deblur-run --model bundle"

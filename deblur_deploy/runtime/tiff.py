@@ -1,0 +1,56 @@
+"""The ICC profile of TIFF files, which OpenCV neither reads out nor writes.
+
+Only the first directory is read; the tags to keep are written into a copy of it at the end of the file.  The
+orientation is not among them: OpenCV always turns the pixels of a TIFF file as it says.
+"""
+
+from __future__ import annotations
+
+import struct
+
+KEPT = (34675,)
+"""ICC profile."""
+
+_BYTES = (1, 2, 7)
+
+Entry = tuple[int, int, bytes]
+"""Type, count and value of one tag."""
+
+
+def read_tags(data: bytes) -> dict[int, Entry]:
+    """The kept tags of a TIFF file; empty for anything else, or if it is damaged."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return {}
+    order = "<" if data.startswith(b"II") else ">"
+    found = {}
+    try:
+        for at in _entries(data, order):
+            tag, kind, count = struct.unpack_from(order + "HHI", data, at)
+            if tag in KEPT and kind in _BYTES and count > 4:
+                (start,) = struct.unpack_from(order + "I", data, at + 8)
+                value = data[start : start + count]
+                if len(value) == count:
+                    found[tag] = kind, count, value
+    except struct.error:
+        return {}
+    return found
+
+
+def with_tags(data: bytes, tags: dict[int, Entry]) -> bytes:
+    """A little-endian TIFF file with ``tags`` added, or replaced, in its first directory."""
+    if not tags or not data.startswith(b"II*\0"):
+        return data
+    entries = {struct.unpack_from("<H", data, at)[0]: data[at : at + 12] for at in _entries(data, "<")}
+    body = bytearray(data + b"\0" * (len(data) % 2))
+    for tag, (kind, count, value) in tags.items():
+        entries[tag] = struct.pack("<HHII", tag, kind, count, len(body))
+        body += value + b"\0" * (len(value) % 2)
+    directory = struct.pack("<H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + b"\0" * 4
+    struct.pack_into("<I", body, 4, len(body))
+    return bytes(body + directory)
+
+
+def _entries(data: bytes, order: str) -> range:
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, start)
+    return range(start + 2, start + 2 + 12 * count, 12)

@@ -1,0 +1,52 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from deblur_deploy.errors import ProviderError
+from deblur_deploy.runtime import providers
+from tests import tiny
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of CUDA are skipped where onnxruntime has none."""
+    absent = "CUDAExecutionProvider" not in ort.get_available_providers()
+    for item in items:
+        if absent and item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="onnxruntime has no CUDA here"))
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of tiny models with every variant."""
+    return tiny.write_bundle(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of photographs that some tests use; skips where it is absent."""
+    folder = Path(os.environ.get("DEBLUR_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no photographs at {folder}; set DEBLUR_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def openvino() -> str:
+    """The name of the OpenVINO provider; skips where it is absent."""
+    try:
+        return providers.find("openvino").name
+    except ProviderError as error:
+        pytest.skip(str(error))
+
+
+def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Random bytes: the hardest image for any claim of equality."""
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

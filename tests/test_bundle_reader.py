@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deblur_deploy.errors import DeblurError, MissingFileError, ModelError
+from deblur_deploy.runtime import providers
+from deblur_deploy.runtime.bundle import MANIFEST, Bundle
+from deblur_deploy.runtime.variants import choose_variant, float_variant
+from tests import tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.write_bundle(tmp_path / "b")
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    data = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(data | changes))
+
+
+def test_reads_what_was_written(folder: Path) -> None:
+    bundle = Bundle.read(folder)
+    assert sorted(bundle.variants) == ["float", "fp16", "fp32", "int8"]
+    assert bundle.variants["int8"].latency_ms == {"cpu": 1.0}
+    assert float_variant(bundle).io == "float32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"schema": 2}, "schema 2"),
+        ({"variants": []}, "no variants"),
+        ({"variants": [{"name": "x"}]}, "damaged"),
+        ({"variants": None}, "damaged"),
+        ({"variants": [{"name": "x", "file": "../b/fp32.onnx"}]}, "inside the bundle"),
+        ({"variants": [{"name": "x", "file": "/etc/passwd"}]}, "inside the bundle"),
+        ({"variants": [{"name": "x", "file": ".."}]}, "lacks"),
+        ({"variants": [{"name": "x", "file": "absent.onnx"}]}, r"lacks absent\.onnx"),
+    ],
+)
+def test_damage_is_named(folder: Path, changes: dict[str, Any], says: str) -> None:
+    edit(folder, **changes)
+    with pytest.raises(ModelError, match=says) as caught:
+        Bundle.read(folder)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_mutation_reads_or_is_our_error(folder: Path, data: st.DataObject) -> None:
+    original = tiny.write_bundle(folder.parent / "c") if not (folder.parent / "c").exists() else folder.parent / "c"
+    content = bytearray((original / MANIFEST).read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    (folder / MANIFEST).write_bytes(content)
+    with suppress(DeblurError):
+        assert Bundle.read(folder).variants
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        Bundle.read(tmp_path)
+    with pytest.raises(MissingFileError):
+        Bundle.read(tmp_path / "absent")
+
+
+def test_choice_obeys_quality_then_speed_then_habit(folder: Path) -> None:
+    cpu = providers.find("cpu")
+    rows = json.loads((folder / MANIFEST).read_text())["variants"]
+
+    def choice(precision: str = "auto", **changes: dict[str, Any]) -> str:
+        edit(folder, variants=[row | changes.get(row["name"], {}) for row in rows])
+        return choose_variant(Bundle.read(folder), cpu, precision).name
+
+    assert choice() == "int8"
+    assert choice(int8={"drop_db": 0.2}) == "fp16"
+    assert choice(fp16={"latency_ms": {"cpu": 0.5}}) == "fp16"
+    assert choice(fp32={"latency_ms": {}}) == "int8"
+    assert choice("fp32") == "fp32"
+    assert choice("bf16") == "fp32"
+
+
+def test_without_the_variant_it_says_what_there_is(folder: Path) -> None:
+    rows = json.loads((folder / MANIFEST).read_text())["variants"]
+    edit(folder, variants=[row for row in rows if row["name"] == "fp32"])
+    bundle = Bundle.read(folder)
+    with pytest.raises(ModelError, match="no int8 variant; it has fp32"):
+        choose_variant(bundle, providers.find("cpu"), "int8")
+    with pytest.raises(ModelError, match="no float variant"):
+        float_variant(bundle)

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deblur_deploy import DeblurEngine, DeblurError
+from deblur_deploy.errors import InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
+from deblur_deploy.runtime import engine as engine_module
+from deblur_deploy.runtime import sessions as sessions_module
+from tests import tiny
+from tests.conftest import noise
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path) -> DeblurEngine:
+    return DeblurEngine(bundle, "cpu", "fp32")
+
+
+def bare(bundle: Path, image: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(bundle / "fp32.onnx", providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": image[None]})[0][0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (33, 2), (64, 64), (97, 131)])
+def test_is_the_bare_session(bundle: Path, engine: DeblurEngine, size: tuple[int, int]) -> None:
+    image = noise(*size, 3)
+    for _ in range(3):  # any shape first, then a session of its own
+        np.testing.assert_array_equal(engine(image), bare(bundle, image))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    batch=st.sampled_from([None, 0, 1, 3]),
+    channels=st.sampled_from([None, 1, 3, 4]),
+    dtype=st.sampled_from(["u1", "<u2", ">u2", "<f4", ">f4", "<f8"]),
+    flip=st.booleans(),
+)
+def test_any_image_keeps_dtype_shape_and_alpha(
+    engine: DeblurEngine, height: int, width: int, batch: int | None, channels: int | None, dtype: str, flip: bool
+) -> None:
+    if batch is not None and channels is None:
+        channels = 3
+    shape = tuple(n for n in (batch, height, width, channels) if n is not None)
+    scale = {"u": 255 if dtype == "u1" else 65535, "f": 1.0}[np.dtype(dtype).kind]
+    image = (np.random.default_rng(height).random(shape) * scale).astype(dtype)
+    if flip:
+        image = image[..., ::-1] if channels is None else image[..., ::-1, :]
+    image.flags.writeable = False
+    before = image.copy()
+    restored = engine(image)
+    assert restored.dtype == image.dtype
+    assert restored.shape == image.shape
+    assert restored.flags.writeable
+    assert restored.flags.c_contiguous
+    assert not np.shares_memory(restored, image)
+    np.testing.assert_array_equal(image, before)
+    if channels == 4:
+        np.testing.assert_array_equal(restored[..., 3], image[..., 3])
+
+
+def test_more_than_8_bits_are_kept(engine: DeblurEngine) -> None:
+    image = noise(40, 40, 3)
+    coarse = engine(image).astype(float)
+    deep = engine(image.astype(np.uint16) * 257)
+    assert np.abs(deep / 257 - coarse).max() <= 0.5 + 1e-3
+    assert len(np.unique(deep)) > 256
+    exact = engine(image / 255.0)
+    assert np.abs(exact * 65535 - deep).max() <= 0.5 + 1e-2
+    # One step of 16 bits on the way in is seen on the way out.
+    assert (engine(image.astype(np.uint16) * 257 ^ 1) != deep).any()
+
+
+def test_gray_is_the_luminance_of_the_restored_gray(engine: DeblurEngine) -> None:
+    gray = noise(24, 31)
+    colour = engine(np.repeat(gray[..., None], 3, axis=2)).astype(float)
+    assert np.abs(engine(gray) - colour @ [0.299, 0.587, 0.114]).max() <= 0.5 + 1e-3
+    np.testing.assert_array_equal(engine(gray[..., None])[..., 0], engine(gray))
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        ([[1]], "numpy array, this is list"),
+        (np.zeros((4, 4, 3), np.int32), "int32"),
+        (np.zeros((4, 4, 3), bool), "bool"),
+        (np.zeros((4, 4, 3), complex), "complex128"),
+        (np.zeros((4, 4, 2), np.uint8), "(4, 4, 2)"),
+        (np.zeros(5, np.uint8), "(5,)"),
+        (np.zeros((2, 2, 2, 2, 3), np.uint8), "(2, 2, 2, 2, 3)"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros((0, 0), np.uint8), "no pixels"),
+        (np.full((4, 4, 3), np.nan), "NaN"),
+        (np.full((4, 4), np.inf, np.float32), "inf"),
+        (np.full((4, 4), 255.0), "255"),
+        (np.full((4, 4), -0.1), "-0.1"),
+    ],
+)
+def test_what_is_no_image_is_named(engine: DeblurEngine, image: object, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        engine(image)  # type: ignore[arg-type]
+    assert says in str(caught.value)
+    assert "HxWxC" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 150), width=st.integers(1, 150), precision=st.sampled_from(["fp32", "int8"]))
+def test_tiles_join_to_the_whole(bundle: Path, height: int, width: int, precision: str) -> None:
+    whole, tiled = (_cached(bundle, precision, memory) for memory in (None, 0.6))
+    image = noise(height, width, 3, seed=height * 1000 + width)
+    np.testing.assert_array_equal(tiled(image), whole(image))
+
+
+_engines: dict[tuple[str, float | None], DeblurEngine] = {}
+
+
+def _cached(bundle: Path, precision: str, memory: float | None) -> DeblurEngine:
+    key = precision, memory
+    if key not in _engines:
+        _engines[key] = DeblurEngine(bundle, "cpu", precision, max_memory_mb=memory)
+        # A measured value would differ from machine to machine, and with it the tiles.
+        assert _engines[key]._main is not None
+        _engines[key]._main._bytes_per_pixel = 200
+    return _engines[key]
+
+
+def test_a_memory_limit_really_makes_tiles(bundle: Path) -> None:
+    engine = _cached(bundle, "fp32", 0.6)
+    assert engine._main is not None
+    plan = engine._plan(engine._main, (150, 150, 3), engine._max_pixels(engine._main, noise(150, 150, 3)))
+    assert len(plan.rows) * len(plan.columns) >= 4
+
+
+def test_out_of_memory_takes_smaller_tiles_once_then_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = DeblurEngine(bundle, "cpu", "fp32")
+    image, run = noise(300, 300, 3), sessions_module.Sessions.run
+    whole = engine(image)
+    limit = 60_000
+
+    def scarce(self: object, batch: np.ndarray, **options: bool) -> np.ndarray:
+        if batch[0, ..., 0].size > limit:
+            raise MemoryLimitError("none left")
+        return run(self, batch, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine_module.Sessions, "run", scarce)
+    np.testing.assert_array_equal(engine(image), whole)
+    limit = 0
+    with pytest.raises(MemoryLimitError, match="max_memory_mb") as caught:
+        engine(image)
+    assert isinstance(caught.value, MemoryError)
+
+
+def test_one_engine_for_many_threads(bundle: Path) -> None:
+    engine = DeblurEngine(bundle, "cpu", "int8")
+    images = [noise(20 + i % 5, 30, 3, seed=i) for i in range(64)]
+    serial = [DeblurEngine(bundle, "cpu", "int8")(image) for image in images[:5]]
+    serial += [engine(image) for image in images[5:]]
+    fresh = DeblurEngine(bundle, "cpu", "int8")
+    with ThreadPoolExecutor(8) as pool:
+        for expected, found in zip(serial, pool.map(fresh, images), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_often_seen_shapes_are_compiled_and_bounded(bundle: Path) -> None:
+    engine = DeblurEngine(bundle, "cpu", "int8")
+    assert engine._main is not None
+    for size in range(10, 30):
+        for _ in range(20):
+            engine(noise(size, size, 3))
+    assert 1 <= len(engine._main._fixed) <= sessions_module.MAX_FIXED
+    assert len(engine._main._seen) <= 256
+
+
+def test_a_pickled_engine_gives_the_same(bundle: Path) -> None:
+    engine = DeblurEngine(bundle, "cpu", "int8", threads=1, max_memory_mb=64)
+    again = pickle.loads(pickle.dumps(engine))
+    assert again.receipt.threads == 1
+    np.testing.assert_array_equal(again(noise(20, 20, 3)), engine(noise(20, 20, 3)))
+
+
+def test_map_keeps_order_and_overlaps(engine: DeblurEngine) -> None:
+    images = [noise(8, 9 + i, 3) for i in range(12)]
+    started = threading.Semaphore(0)
+
+    def source() -> object:
+        for image in images:
+            started.release()
+            yield image
+
+    results = engine.map(source(), ahead=2)  # type: ignore[arg-type]
+    first = next(results)
+    np.testing.assert_array_equal(first, engine(images[0]))
+    for _ in range(3):  # the source runs ahead of the consumer
+        assert started.acquire(timeout=10)
+    for image, result in zip(images[1:], results, strict=True):
+        np.testing.assert_array_equal(result, engine(image))
+
+
+def test_map_raises_at_its_place_and_leaves_no_thread(engine: DeblurEngine) -> None:
+    before = threading.active_count()
+    results = engine.map([noise(5, 5, 3), np.zeros(3), noise(5, 5, 3)])
+    assert next(results).shape == (5, 5, 3)
+    with pytest.raises(InputError):
+        next(results)
+    endless = engine.map(repeat(noise(5, 5, 3)))
+    next(endless)
+    endless.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_context_manager_closes(bundle: Path) -> None:
+    with DeblurEngine(bundle, "cpu") as engine:
+        engine(noise(4, 4, 3))
+    with pytest.raises(InputError, match="closed"):
+        engine(noise(4, 4, 3))
+
+
+def test_auto_takes_the_fastest_within_the_budget(bundle: Path) -> None:
+    receipt = DeblurEngine(bundle, "cpu").receipt
+    assert (receipt.variant, receipt.effective_precision, receipt.provider) == ("int8", "int8", "cpu")
+    assert receipt.convolutions == {"cpu": 1.0}
+    assert sum(receipt.nodes.values()) == pytest.approx(1)
+    assert receipt.load_ms > 0
+    assert receipt.versions["onnxruntime"] == ort.__version__
+
+
+def test_fp16_on_the_cpu_is_honest(bundle: Path) -> None:
+    receipt = DeblurEngine(bundle, "cpu", "fp16").receipt
+    assert (receipt.precision, receipt.effective_precision) == ("fp16", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"model": "absent.onnx"}, MissingFileError, "absent.onnx"),
+        ({"provider": "gpu9"}, InputError, "gpu9"),
+        ({"precision": "fp8"}, InputError, "fp8"),
+        ({"precision": "bf16", "provider": "cpu"}, ProviderError, "bf16"),
+        ({"threads": 0}, InputError, "threads"),
+        ({"max_memory_mb": 0}, InputError, "max_memory_mb"),
+        ({"options": {"a": "b"}}, InputError, "options"),
+    ],
+)
+def test_bad_arguments_are_named(
+    bundle: Path, arguments: dict[str, object], error: type[DeblurError], says: str
+) -> None:
+    with pytest.raises(error, match=says) as caught:
+        DeblurEngine(**{"model": bundle, **arguments})  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_no_shipped_model_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engine_module, "DEFAULT_BUNDLE", tmp_path / "none")
+    with pytest.raises(MissingFileError, match="no model ships"):
+        DeblurEngine()
+
+
+def test_a_bare_uint8_model_says_what_it_cannot(tmp_path: Path) -> None:
+    engine = DeblurEngine(tiny.write_model(tmp_path / "m.onnx"), "cpu")
+    assert engine(noise(6, 5)).shape == (6, 5)
+    with pytest.raises(InputError, match="uint8 images only"):
+        engine(np.zeros((4, 4, 3), np.uint16))
+
+
+def test_a_float_model_takes_bytes_too(tmp_path: Path, engine: DeblurEngine) -> None:
+    image = noise(21, 22, 3)
+    restored = DeblurEngine(tiny.write_model(tmp_path / "m.onnx", io="float32"), "cpu")(image)
+    assert np.abs(restored.astype(int) - engine(image)).max() <= 1
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated", "no contract", "empty"])
+def test_a_damaged_model_is_named(tmp_path: Path, damage: str) -> None:
+    path = tiny.write_model(tmp_path / "m.onnx", contract=damage != "no contract")
+    content = {"text": b"hello", "truncated": path.read_bytes()[:-700], "empty": b""}
+    path.write_bytes(content.get(damage, path.read_bytes()))
+    with pytest.raises(ModelError, match=r"m\.onnx") as caught:
+        DeblurEngine(path, "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bundle_with_another_file_in_it_is_refused(tmp_path: Path) -> None:
+    folder = tiny.write_bundle(tmp_path / "b")
+    (folder / "int8.onnx").write_bytes((folder / "fp32.onnx").read_bytes())
+    with pytest.raises(ModelError, match=r"int8\.onnx is not the file"):
+        DeblurEngine(folder, "cpu")
+
+
+def test_openvino_fp32_is_really_fp32(bundle: Path, openvino: str, engine: DeblurEngine) -> None:
+    image = np.random.default_rng(0).random((60, 50, 3))
+    exact = DeblurEngine(bundle, openvino, "fp32")
+    assert exact.receipt.effective_precision == "fp32"
+    assert np.abs(exact(image) - engine(image)).max() < 1e-5
+    assert np.abs(exact(noise(60, 50, 3)).astype(int) - engine(noise(60, 50, 3))).max() <= 1

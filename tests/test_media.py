@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deblur_deploy.errors import InputError, MissingFileError, OutputError
+from deblur_deploy.runtime import media
+from deblur_deploy.runtime.headers import pixel_size
+from deblur_deploy.runtime.tiff import read_tags, with_tags
+from tests.conftest import noise
+
+SIDEWAYS = b"II*\0" + struct.pack("<IHHHII I", 8, 1, 274, 3, 1, 6, 0)[:22]
+ICC = b"\0" * 128 + b"\0\0\0\0"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+@pytest.mark.parametrize("channels", [None, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_lossless_formats_give_back_the_pixels(tmp_path: Path, suffix: str, channels: int | None, dtype: type) -> None:
+    if suffix == ".bmp" and (dtype == np.uint16 or channels is None):
+        pytest.skip("BMP has neither 16 bits nor gray")
+    shape = (20, 31) if channels is None else (20, 31, channels)
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    path = tmp_path / f"a{suffix}"
+    media.write_photo(path, media.Photo(pixels=pixels))
+    assert pixel_size(path.read_bytes()) == (31, 20)
+    again = media.read_photo(path)
+    np.testing.assert_array_equal(again.pixels, pixels)
+
+
+def test_red_is_red(tmp_path: Path) -> None:
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    media.write_image(tmp_path / "a.jpg", red)
+    for image in (media.read_image(tmp_path / "a.jpg"), media.read_photo(tmp_path / "a.jpg").pixels):
+        assert image[..., 0].min() > 240
+        assert image[..., 1:].max() < 15
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_orientation_is_kept_and_not_applied_twice(tmp_path: Path, suffix: str) -> None:
+    photo = media.Photo(pixels=noise(20, 30, 3), metadata=((cv2.IMAGE_METADATA_EXIF, SIDEWAYS),))
+    path = tmp_path / f"a{suffix}"
+    media.write_photo(path, photo)
+    assert media.read_image(path).shape == (30, 20, 3)
+    for _ in range(3):
+        photo = media.read_photo(path)
+        assert photo.pixels.shape == (20, 30, 3)
+        assert dict(photo.metadata)[cv2.IMAGE_METADATA_EXIF] == SIDEWAYS
+        media.write_photo(path, photo)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_a_colour_profile_is_kept(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    media.write_photo(path, media.Photo(pixels=noise(9, 9, 3), metadata=((cv2.IMAGE_METADATA_ICCP, ICC),)))
+    assert dict(media.read_photo(path).metadata)[cv2.IMAGE_METADATA_ICCP] == ICC
+
+
+def test_tiff_keeps_its_profile(tmp_path: Path) -> None:
+    tags = {34675: (7, len(ICC), ICC)}
+    media.write_photo(tmp_path / "a.tif", media.Photo(pixels=noise(20, 30, 3), tiff_tags=tags))
+    photo = media.read_photo(tmp_path / "a.tif")
+    assert dict(photo.tiff_tags) == tags
+    media.write_photo(tmp_path / "b.tif", photo)
+    again = media.read_photo(tmp_path / "b.tif")
+    assert dict(again.tiff_tags) == tags
+    np.testing.assert_array_equal(again.pixels, photo.pixels)
+    assert photo.pixels.shape == (20, 30, 3)
+
+
+def test_a_sideways_tiff_is_turned_once(tmp_path: Path) -> None:
+    upright = noise(20, 30, 3)
+    data = cv2.imencode(".tif", upright)[1].tobytes()
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+    entries = data[directory + 2 : directory + 2 + 12 * count] + struct.pack("<HHIHH", 274, 3, 1, 6, 0)
+    turned = data[:4] + struct.pack("<I", len(data)) + data[8:] + struct.pack("<H", count + 1) + entries + b"\0" * 4
+    (tmp_path / "a.tif").write_bytes(turned)
+    photo = media.read_photo(tmp_path / "a.tif")
+    media.write_photo(tmp_path / "b.tif", photo)
+    for path in (tmp_path / "a.tif", tmp_path / "b.tif"):
+        np.testing.assert_array_equal(media.read_image(path), np.rot90(upright[..., ::-1], -1))
+
+
+def test_big_endian_tags_are_read() -> None:
+    data = b"MM\0*" + struct.pack(">IHHHIII", 8, 1, 34675, 7, len(ICC), 26, 0) + ICC
+    assert read_tags(data) == {34675: (7, len(ICC), ICC)}
+    assert with_tags(b"no tiff", read_tags(data)) == b"no tiff"
+
+
+def test_damaged_metadata_does_not_cost_the_image(tmp_path: Path) -> None:
+    photo = media.Photo(pixels=noise(9, 9, 3), metadata=((cv2.IMAGE_METADATA_ICCP, b"nonsense"),))
+    media.write_photo(tmp_path / "a.png", photo)
+    np.testing.assert_array_equal(media.read_photo(tmp_path / "a.png").pixels, photo.pixels)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    data = bytearray(cv2.imencode(".png", noise(4, 4, 3))[1].tobytes())
+    data[16:24] = struct.pack(">II", width, height)
+    return bytes(data)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_claiming(60_000, 60_000))
+    with pytest.raises(InputError, match="60000x60000 pixels, more than the limit of 268 megapixels"):
+        media.read_photo(tmp_path / "a.png")
+    media.write_image(tmp_path / "b.png", noise(20, 20, 3))
+    with pytest.raises(InputError, match="limit"):
+        media.read_image(tmp_path / "b.png", max_pixels=399)
+    assert media.read_image(tmp_path / "b.png", max_pixels=400).shape == (20, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"RIFF1234WEBP"]
+)
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.png") as caught:
+        media.read_photo(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no such file"):
+        media.read_image(tmp_path / "a.png")
+    with pytest.raises(MissingFileError, match="is a folder"):
+        media.read_image(tmp_path)
+    with pytest.raises(MissingFileError):
+        media.list_images(tmp_path / "none")
+    with pytest.raises(OutputError, match="unknown image format"):
+        media.write_image(tmp_path / "a.gif", noise(3, 3, 3))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), suffix=st.sampled_from([".jpg", ".png", ".tif", ".webp", ".bmp"]))
+def test_any_mutation_is_read_or_our_error(tmp_path: Path, data: st.DataObject, suffix: str) -> None:
+    content = bytearray(cv2.imencode(suffix, noise(16, 16, 3))[1].tobytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with suppress(InputError):
+        assert media.read_photo(path, max_pixels=10**6).pixels.size
+
+
+def test_lists_by_name_without_hidden_files(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", ".a.jpg", "c.txt", "d.mp4", "sub/e.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in media.list_images(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [path.name for path in media.list_media(tmp_path, recursive=True)] == ["a.jpg", "b.PNG", "d.mp4", "e.tif"]
+    assert [path.name for path in media.list_media(tmp_path, "a*")] == ["a.jpg"]

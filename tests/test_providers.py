@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from deblur_deploy import DeblurEngine
+from deblur_deploy.errors import InputError, ProviderError
+from deblur_deploy.runtime import providers, sessions, threads
+from deblur_deploy.runtime.providers import Provider
+from tests.conftest import noise
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt", "directml", "coreml"])
+def test_a_named_provider_that_is_absent_raises(bundle: Path, name: str) -> None:
+    if providers.NAMES[name] in ort.get_available_providers():
+        pytest.skip(f"{name} is present")
+    with pytest.raises(ProviderError, match=name):
+        DeblurEngine(bundle, name)
+
+
+def test_onnxruntimes_own_names_do_too() -> None:
+    assert providers.find("CPUExecutionProvider").name == "cpu"
+    with pytest.raises(ProviderError):
+        providers.find("XnnpackExecutionProvider")
+    with pytest.raises(InputError, match="use auto, cpu"):
+        providers.find("nonsense")
+
+
+def test_the_library_would_have_fallen_back_without_a_word(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The trap that ProviderError stands before: this session was asked for CUDA."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        session = ort.InferenceSession(bundle / "fp32.onnx", providers=["CUDAExecutionProvider"])
+    if "CUDAExecutionProvider" in session.get_providers():
+        pytest.skip("there is a GPU")
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_auto_moves_on_with_one_warning_that_says_why(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = providers.find("cpu")
+    broken = Provider(name="cuda", ort_name="CUDAExecutionProvider", device="none", kind="GPU")
+    monkeypatch.setattr("deblur_deploy.runtime.engine.candidates", lambda skipped: [broken, cpu])
+    with pytest.warns(RuntimeWarning, match="cuda is not used") as caught:
+        engine = DeblurEngine(bundle)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert engine.receipt.provider == "cpu"
+    assert "cuda" in engine.receipt.skipped
+
+
+def test_a_failing_run_is_not_repeated_on_the_cpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = DeblurEngine(bundle, "cpu")
+    assert engine._main is not None
+
+    class Broken:
+        def run(self, *_: object) -> list[np.ndarray]:
+            raise RuntimeError("EP Error: first\nsecond line")
+
+    monkeypatch.setattr(engine._main._any, "_session", Broken())
+    with pytest.raises(ProviderError, match=r"cpu failed on .*first$"):
+        engine(noise(9, 9, 3))
+
+
+def test_arithmetic_is_what_runs() -> None:
+    def ask(model: str, wish: str, **facts: object) -> str:
+        return Provider(**{"ort_name": "", "device": "", **facts}).arithmetic(model, wish)  # type: ignore[arg-type]
+
+    assert ask("fp32", "auto", name="openvino", native_bf16=True) == "bf16"
+    assert ask("fp32", "fp32", name="openvino", native_bf16=True) == "fp32"
+    assert ask("fp32", "auto", name="openvino", native_bf16=False) == "fp32"
+    assert ask("fp32", "auto", name="openvino", kind="GPU") == "fp16"
+    assert ask("fp32", "auto", name="cuda", kind="GPU") == "tf32"
+    assert ask("fp32", "fp32", name="cuda", kind="GPU") == "fp32"
+    assert ask("int8", "auto", name="openvino", native_bf16=True) == "int8"
+
+
+def test_what_providers_are_told() -> None:
+    def told(precision: str, fixed: bool, **facts: object) -> dict[str, str]:
+        provider = Provider(**{"ort_name": "X", "device": "", **facts})  # type: ignore[arg-type]
+        asked = provider.configure(ort.SessionOptions(), precision=precision, threads=3, fixed=fixed, extra={})
+        return asked[0][1]
+
+    openvino = told("fp32", True, name="openvino")
+    assert json.loads(openvino["load_config"]) == {"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}
+    assert openvino["num_of_threads"] == "3"
+    assert told("fp32", True, name="cuda", kind="GPU")["use_tf32"] == "0"
+    assert told("tf32", False, name="cuda", kind="GPU")["enable_cuda_graph"] == "0"
+    assert told("tf32", True, name="cuda", kind="GPU")["cudnn_conv_algo_search"] == "EXHAUSTIVE"
+
+
+def test_a_swallowed_option_is_refused() -> None:
+    with pytest.raises(InputError, match="no option 'num_thread'"):
+        providers.find("openvino", {"num_thread": "2"})
+
+
+def test_a_plugin_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(providers._PLUGINS, "OpenVINOExecutionProvider", "some_plugin")
+    monkeypatch.setattr(providers, "find_spec", lambda name: object())
+    monkeypatch.setattr(providers.ort, "get_ep_devices", list)
+    monkeypatch.setattr(providers.ort, "register_execution_provider_library", lambda name, path: None)
+    monkeypatch.setitem(sys.modules, "some_plugin", types.SimpleNamespace(get_library_path=lambda: "x.so"))
+    with pytest.raises(ProviderError, match="only offers itself on Intel"):
+        providers.find("openvino")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3.0),
+        ("0::/a\n", {"cpu.max": "max 100000"}, None),
+        ("4:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "50000", "cpu/x/cpu.cfs_period_us": "100000"}, 0.5),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_containers_quota(tmp_path: Path, own: str, files: dict[str, str], cores: float | None) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(text)
+    assert threads.cpu_quota(tmp_path / "root", tmp_path / "own") == cores
+
+
+def test_threads_follow_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for quota, cores in ((None, 8), (2.5, 3), (0.2, 1), (64.0, 8)):
+        monkeypatch.setattr(threads, "cpu_quota", lambda quota=quota: quota)
+        assert threads.usable_cores() == cores
+
+
+def test_engines_without_a_thread_count_take_turns(bundle: Path) -> None:
+    first, second = DeblurEngine(bundle, "cpu"), DeblurEngine(bundle, "cpu", threads=1)
+    assert first._main is not None
+    assert second._main is not None
+    assert first._main._shared
+    assert not second._main._shared
+
+
+@pytest.mark.parametrize("lines", ["import deblur_deploy", "import deblur_deploy.runtime.engine"])
+def test_nothing_is_printed(bundle: Path, lines: str) -> None:
+    use = f"import numpy; deblur_deploy.DeblurEngine({str(bundle)!r})(numpy.zeros((9, 9), 'u1'))"
+    code = f"{lines}; {use}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "auto"])
+def test_cuda_runs_and_agrees(bundle: Path, precision: str) -> None:
+    engine, image = DeblurEngine(bundle, "cuda", precision), noise(64, 96, 3)
+    assert engine.receipt.convolutions["cuda"] == 1
+    expected = DeblurEngine(bundle, "cpu", "fp32")(image).astype(int)
+    for _ in range(4):
+        assert np.abs(engine(image) - expected).max() <= (1 if precision == "fp32" else 4)
+    assert sessions.MAX_FIXED

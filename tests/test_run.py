@@ -1,0 +1,159 @@
+"""deblur-run, called as the console script calls it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from deblur_deploy.cli import common, run
+from deblur_deploy.runtime import media
+from tests import tiny
+from tests.conftest import noise
+
+
+def deblur_run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["deblur-run", *map(str, arguments)])
+    return run.main()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for i, name in enumerate(("a.jpg", "b.png", "sub/c.tif")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        media.write_image(folder / name, noise(20 + i, 30, 3))
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_and_only_what_is_new(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = photos, "--out", out, "--model", bundle, "--provider", "cpu"
+    assert deblur_run(monkeypatch, *arguments) == common.OK
+    assert files(out) == ["a.jpg", "b.png"]
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert deblur_run(monkeypatch, *arguments, "--recursive") == common.OK
+    assert files(out) == ["a.jpg", "b.png", "sub/c.tif"]
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert "1 restored" in capsys.readouterr().err
+    assert deblur_run(monkeypatch, *arguments, "--glob", "a*", "--overwrite") == common.OK
+    assert (out / "a.jpg").stat().st_mtime_ns > before[out / "a.jpg"]
+
+
+def test_the_pixels_are_the_engines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path, bundle: Path
+) -> None:
+    from deblur_deploy import DeblurEngine
+
+    assert deblur_run(monkeypatch, photos / "b.png", "--out", tmp_path, "--model", bundle) == common.OK
+    expected = DeblurEngine(bundle)(media.read_image(photos / "b.png"))
+    np.testing.assert_array_equal(media.read_image(tmp_path / "b.png"), expected)
+
+
+def test_a_corrupt_image_among_good_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "aa.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
+    assert deblur_run(monkeypatch, photos, "--out", tmp_path / "out", "--model", bundle) == common.SOME_FAILED
+    assert files(tmp_path / "out") == ["a.jpg", "b.png"]
+    assert "aa.jpg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{photos}", "--provider", "gpu9"], "gpu9"),
+        (["{photos}", "--provider", "tensorrt"], "tensorrt"),
+        (["{photos}", "--precision", "bf16", "--provider", "cpu"], "bf16"),
+        (["{photos}/empty"], "no images or videos"),
+        (["{photos}/absent.jpg"], "absent.jpg"),
+        (["{photos}/text.txt"], "text.txt"),
+        (["{photos}", "--model", "{photos}/text.onnx"], "text.onnx is not an ONNX model"),
+        (["{photos}", "--model", "{photos}/stranger.onnx"], "no deblur_deploy contract"),
+        (["{photos}", "--model", "{photos}"], "bundle.json"),
+        (["{photos}", "--out", "{photos}"], "overwritten by its own result"),
+        (["{photos}/a.jpg", "{photos}/empty/../sub/../a2/a.jpg"], "would both be written"),
+        ([], "give images"),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photos: Path,
+    bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    (photos / "empty").mkdir()
+    (photos / "a2").mkdir()
+    media.write_image(photos / "a2" / "a.jpg", noise(5, 5, 3))
+    for name in ("text.txt", "text.onnx"):
+        (photos / name).write_text("hello")
+    tiny.write_model(photos / "stranger.onnx", contract=False)
+    given = [argument.format(photos=photos) for argument in arguments]
+    given += [] if "--model" in given else ["--model", str(bundle)]
+    given += [] if "--out" in given else ["--out", str(tmp_path / "out")]
+    assert deblur_run(monkeypatch, *given) == common.USER_ERROR
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("deblur-run: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gray_png_with_16_bits_stays_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path) -> None:
+    media.write_photo(tmp_path / "a.png", media.Photo(pixels=noise(9, 9).astype(np.uint16) * 257))
+    assert deblur_run(monkeypatch, tmp_path / "a.png", "--out", tmp_path / "out", "--model", bundle) == common.OK
+    restored = cv2.imread(str(tmp_path / "out" / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert (restored.dtype, restored.shape) == (np.uint16, (9, 9))
+
+
+def test_the_doctor_tells_what_runs(
+    monkeypatch: pytest.MonkeyPatch, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert deblur_run(monkeypatch, "--doctor", "--model", bundle) == common.OK
+    shown = capsys.readouterr().out
+    for word in ("processor", "onnxruntime", "cpu", "cuda", "openvino", "tiny/int8 on"):
+        assert word in shown
+
+
+def test_the_doctor_mends_a_missing_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert deblur_run(monkeypatch, "--doctor", "--model", tmp_path / "none") == common.SOME_FAILED
+    assert "-> deblur-export" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_it_leaves_no_half_file_and_goes_on(tmp_path: Path, bundle: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for i in range(40):
+        media.write_image(photos / f"{i:02}.png", noise(160, 160, 3, seed=i))
+    command = [sys.executable, "-m", "deblur_deploy.cli.run", str(photos), "--out", str(out), "--model", str(bundle)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out.is_dir() and list(out.glob("[0-9]*.png"))) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = sorted(out.glob("[0-9]*.png"))
+    assert finished
+    for path in finished:
+        assert media.read_image(path).shape == (160, 160, 3)
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == common.OK
+    assert len(list(out.glob("[0-9]*.png"))) == 40

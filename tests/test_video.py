@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deblur_deploy.errors import InputError, MissingFileError
+from tests.conftest import noise
+
+av = pytest.importorskip("av")
+video = pytest.importorskip("deblur_deploy.runtime.video")
+
+
+def make(path: Path, codec: str, pixels: str, *, rotation: int = 0, colour_range: int = 1, sound: bool = False) -> Path:
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=25, options={"x265-params": "log-level=none"} if "265" in codec else {})
+        context = stream.codec_context
+        context.width, context.height, context.pix_fmt = 64, 48, pixels
+        context.time_base = stream.time_base = Fraction(1, 1000)
+        context.color_range, context.colorspace = colour_range, 1
+        if rotation:
+            stream.set_display_rotation(rotation)
+        audio: Any = output.add_stream("aac", rate=16000, layout="mono") if sound else None
+        pts = 0
+        for i in range(17):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + i * 12, np.uint8), format="rgb24")
+            frame = frame.reformat(format=pixels, src_color_range=2, dst_color_range=colour_range)
+            frame.pts, frame.time_base, frame.color_range = pts, Fraction(1, 1000), colour_range
+            pts += 40 if i % 3 else 55  # a variable frame rate, as phones write it
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+        for i in range(10 if sound else 0):
+            samples = av.AudioFrame.from_ndarray(noise(1, 1024).astype("f4") / 255, format="fltp", layout="mono")
+            samples.rate, samples.pts = 16000, i * 1024
+            output.mux(audio.encode(samples))
+        if sound:
+            output.mux(audio.encode(None))
+    return path
+
+
+def facts(path: Path) -> dict[str, Any]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        found = {
+            "times": [round(float(frame.pts * stream.time_base), 4) for frame in frames],
+            "rotation": frames[0].rotation,
+            "range": frames[0].color_range,
+            "space": frames[0].colorspace,
+            "pixels": frames[0].format.name,
+            "codec": stream.codec_context.codec.canonical_name,
+            "means": np.array([frame.to_ndarray(format="rgb24").mean() for frame in frames]),
+        }
+    with av.open(str(path)) as container:
+        found["sound"] = [bytes(packet) for packet in container.demux() if packet.stream.type == "audio"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "options"),
+    [
+        ("a.mp4", "libx264", "yuv420p", {"rotation": 90, "sound": True, "colour_range": 2}),
+        ("a.mov", "libx264", "yuv444p", {"rotation": -90}),
+        ("a.mkv", "libx265", "yuv420p10le", {"sound": True}),
+        ("a.webm", "libvpx-vp9", "yuv420p", {}),
+        ("a.avi", "mpeg4", "yuv420p", {}),
+    ],
+)
+def test_only_the_pixels_change(tmp_path: Path, name: str, codec: str, pixels: str, options: dict[str, Any]) -> None:
+    source, target = make(tmp_path / name, codec, pixels, **options), tmp_path / "out" / name
+    seen = []
+
+    def restore(image: np.ndarray) -> np.ndarray:
+        seen.append(image.dtype)
+        return image
+
+    ticks: list[int] = []
+    assert video.restore_video(source, target, restore, on_frame=lambda: ticks.append(1)) == 17 == len(ticks)
+    before, after = facts(source), facts(target)
+    assert np.abs(before.pop("means") - after.pop("means")).max() < 4
+    assert after == before
+    assert set(seen) == {np.dtype(np.uint16 if "10" in pixels else np.uint8)}
+    assert [path.name for path in target.parent.iterdir()] == [name]
+
+
+def test_the_frames_are_the_restored_ones(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mp4", "libx264", "yuv444p")
+    video.restore_video(source, tmp_path / "b.mp4", lambda image: 255 - image)
+    assert np.abs(255 - facts(source)["means"] - facts(tmp_path / "b.mp4")["means"]).max() < 4
+
+
+def test_an_error_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mp4", "libx264", "yuv420p")
+
+    def fail(image: np.ndarray) -> np.ndarray:
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        video.restore_video(source, tmp_path / "out" / "b.mp4", fail)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_is_no_video_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("hello")
+    with pytest.raises(InputError, match=r"a\.mp4"):
+        video.frame_count(tmp_path / "a.mp4")
+    with pytest.raises(InputError, match=r"a\.mp4"):
+        video.restore_video(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda image: image)
+    with pytest.raises(MissingFileError):
+        video.frame_count(tmp_path / "none.mp4")
+    big = make(tmp_path / "c.mp4", "libx264", "yuv420p")
+    with pytest.raises(InputError, match="limit"):
+        video.restore_video(big, tmp_path / "b.mp4", lambda image: image, max_pixels=1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "c.mp4"]
