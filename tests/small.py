@@ -39,9 +39,9 @@ def unet(name: str = "stem4", seed: int = 0) -> UNet:
 
 
 @cache
-def body(name: str, layout: Layout, dtype: torch.dtype = torch.float32) -> ModelProto:
+def body(name: str, layout: Layout) -> ModelProto:
     """The exported body of :func:`unet`; torch's exporter takes seconds, so each is made once."""
-    return export_body(unet(name), layout, dtype)
+    return export_body(unet(name), layout)
 
 
 def photo(height: int = 48, width: int = 64, seed: int = 0) -> Image:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deblur_deploy.pipeline.graph import Body, Upsample, assemble, export_body
+from deblur_deploy.pipeline.graph import Body, Upsample, assemble, export_body, in_half_precision
 from deblur_deploy.pipeline.quantize import to_blocks
 from deblur_deploy.training.train import TorchRestorer
 from tests.small import CONFIGS, body, photo, unet
@@ -26,11 +26,11 @@ def session(model):
 def exported():
     made = {}
 
-    def get(name, layout, io="uint8", dtype=torch.float32):
-        key = (name, layout, io, dtype)
+    def get(name, layout, io="uint8", half=False):
+        key = (name, layout, io, half)
         if key not in made:
-            model = unet(name)
-            whole = assemble(body(name, layout, dtype), model.config, layout=layout, io=io)
+            inside = in_half_precision(body(name, layout)) if half else body(name, layout)
+            whole = assemble(inside, CONFIGS[name], layout=layout, io=io)
             onnx.checker.check_model(whole, full_check=True)
             made[key] = session(whole)
         return made[key]
@@ -84,7 +84,7 @@ def test_floats_in_floats_out(exported, name):
 @pytest.mark.parametrize("value", [0, 255, None])
 def test_half_precision_stays_within_a_level(exported, value):
     image = photo(33, 47) if value is None else np.full((33, 47, 3), value, np.uint8)
-    halves = exported("stem4", "planes", dtype=torch.float16).run(None, {"image": image[None]})[0][0]
+    halves = exported("stem4", "planes", half=True).run(None, {"image": image[None]})[0][0]
     assert np.abs(halves.astype(int) - TorchRestorer(unet())(image)).max() <= 1
 
 

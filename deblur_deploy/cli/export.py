@@ -30,7 +30,7 @@ except ImportError as error:
 class Arguments:
     """Turn a deblurring checkpoint into a verified bundle of ONNX models."""
 
-    checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
+    checkpoint: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = None
     """Weights that deblur-train wrote; without it, those that ship with the package."""
     out: Path
     """Folder of the bundle."""

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-import torch
 from onnx import ModelProto
 
 from deblur_deploy import __version__
 from deblur_deploy.contract import Io, ModelContract, Precision
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.artifact import Artifact
-from deblur_deploy.pipeline.graph import Layout, assemble, export_body
+from deblur_deploy.pipeline.graph import Layout, assemble, export_body, in_half_precision
 from deblur_deploy.pipeline.quantize import Int8Config, quantize_body
 from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNet
@@ -24,7 +23,7 @@ class Exporter:
 
     def __init__(self, unet: UNet, parent_sha256: str, folder: Path) -> None:
         self.unet, self.parent, self.folder = unet, parent_sha256, folder
-        self._bodies: dict[tuple[Layout, torch.dtype], ModelProto] = {}
+        self._bodies: dict[Layout, ModelProto] = {}
 
     def fp32(self) -> Artifact:
         """uint8 images, fp32 arithmetic: what every other variant is compared with."""
@@ -32,7 +31,7 @@ class Exporter:
 
     def fp16(self) -> Artifact:
         """uint8 images, fp16 arithmetic; scaling, the residual sum and rounding stay fp32."""
-        return self._save("fp16", self._body("planes", torch.float16), "fp16", "uint8", "planes")
+        return self._save("fp16", in_half_precision(self._body("planes")), "fp16", "uint8", "planes")
 
     def floats(self) -> Artifact:
         """float32 images in [0, 1], fp32 arithmetic: for sources of more than 8 bits."""
@@ -43,11 +42,10 @@ class Exporter:
         body = quantize_body(self._body(layout), images, self.unet.config, layout, how)
         return self._save("int8" if layout == "rows" else f"int8-{layout}", body, "int8", "uint8", layout)
 
-    def _body(self, layout: Layout, dtype: torch.dtype = torch.float32) -> ModelProto:
-        key = (layout, dtype)
-        if key not in self._bodies:
-            self._bodies[key] = export_body(self.unet, layout, dtype)
-        return self._bodies[key]
+    def _body(self, layout: Layout) -> ModelProto:
+        if layout not in self._bodies:
+            self._bodies[layout] = export_body(self.unet, layout)
+        return self._bodies[layout]
 
     def _save(self, name: str, body: ModelProto, precision: Precision, io: Io, layout: Layout) -> Artifact:
         config = self.unet.config

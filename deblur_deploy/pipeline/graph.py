@@ -21,10 +21,11 @@ import logging
 import warnings
 from typing import Literal
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import ModelProto, parser
+from onnx import ModelProto, numpy_helper, parser
 from torch import Tensor, nn
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, Io
@@ -43,8 +44,9 @@ BYTE_SCALE = 0.003921568859368563
 class Upsample(nn.Module):
     """A 2x2 transposed convolution of stride 2, as a 1x1 convolution and a rearrangement."""
 
-    def __init__(self, source: nn.ConvTranspose2d, layout: Layout) -> None:
+    def __init__(self, source: nn.Module, layout: Layout) -> None:
         super().__init__()
+        assert isinstance(source, nn.ConvTranspose2d)
         channels, self.width = source.weight.shape[:2]
         self.layout = layout
         self.conv = nn.Conv2d(channels, 4 * self.width, 1, dtype=source.weight.dtype)
@@ -74,10 +76,10 @@ class Body(nn.Module):
         self.up = nn.ModuleList(Upsample(up, layout) for up in unet.up)
         stem = unet.config.stem
         order = torch.arange(3 * stem**2).reshape(3, stem, stem).permute(1, 2, 0).flatten()
-        first = self.encoder[0][0]
+        first = next(module for module in self.encoder.modules() if isinstance(module, nn.Conv2d))
         first.weight.data = first.weight.data[:, order]
-        self.head.weight.data = self.head.weight.data[order]
-        self.head.bias.data = self.head.bias.data[order]
+        for parameter in self.head.parameters():
+            parameter.data = parameter.data[order]
 
     def forward(self, blocks: Tensor) -> Tensor:
         x, skips = blocks, []
@@ -90,14 +92,14 @@ class Body(nn.Module):
         return self.head(x)
 
 
-def export_body(unet: UNet, layout: Layout, dtype: torch.dtype = torch.float32) -> ModelProto:
-    """The body of ``unet`` in ONNX, with free batch, height and width.  ``unet`` is not changed."""
+def export_body(unet: UNet, layout: Layout) -> ModelProto:
+    """The fp32 body of ``unet`` in ONNX, with free batch, height and width.  ``unet`` is not changed."""
     copy = UNet(unet.config)
     copy.load_state_dict(unet.state_dict())
-    body = Body(copy, layout).eval().to(dtype)
+    body = Body(copy, layout).eval()
     side = 2 ** (len(unet.config.encoder) - 1)
     dim = torch.export.Dim
-    example = torch.zeros(2, 3 * unet.config.stem**2, 4 * side, 6 * side, dtype=dtype)
+    example = torch.zeros(2, 3 * unet.config.stem**2, 4 * side, 6 * side)
     # Torch's own deprecations, and its remark that torchvision is absent: nothing a caller could do anything about.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -119,6 +121,19 @@ def export_body(unet: UNet, layout: Layout, dtype: torch.dtype = torch.float32) 
         del node.metadata_props[:]
         node.doc_string = ""
     return model
+
+
+def in_half_precision(body: ModelProto) -> ModelProto:
+    """``body`` with fp16 weights and arithmetic: it has no operation that would have to stay fp32."""
+    half = ModelProto()
+    half.CopyFrom(body)
+    del half.graph.value_info[:]
+    for value in half.graph.initializer:
+        if value.data_type == onnx.TensorProto.FLOAT:
+            value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float16), value.name))
+    for end in (*half.graph.input, *half.graph.output):
+        end.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    return half
 
 
 def assemble(body: ModelProto, config: UNetConfig, *, layout: Layout, io: Io) -> ModelProto:

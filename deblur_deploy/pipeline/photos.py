@@ -20,7 +20,9 @@ from deblur_deploy.training.blur import BlurConfig, draw_plan, synthesise
 
 _VERIFY = ("astronaut.png", "coffee.png", "rocket.jpg", "ihc.png")
 _CALIBRATE = ("chelsea.png", "motorcycle_left.png", "motorcycle_right.png", "hubble_deep_field.jpg", "retina.jpg")
-_BLUR = BlurConfig(path_px=(6, 16), defocus_radius_px=(1.5, 3), gaussian_sigma_px=(1, 2.2), jpeg=0, highlights=0)
+_BLUR = BlurConfig(
+    sharp=0, path_px=(6, 16), defocus_radius_px=(1.5, 3), gaussian_sigma_px=(1, 2.2), jpeg=0, highlights=0
+)
 
 
 def builtin_pairs() -> list[Pair]:
@@ -29,9 +31,9 @@ def builtin_pairs() -> list[Pair]:
 
 
 def builtin_calibration() -> list[Image]:
-    """Blurred and, each fourth, sharp photographs: dark sky, fur, machines, a retina."""
-    pairs = [_pair(name, 100 + 4 * index + k) for index, name in enumerate(_CALIBRATE) for k in range(4)]
-    return [pair.sharp if index % 4 == 3 else pair.blurred for index, pair in enumerate(pairs)]
+    """Blurred and, each third, sharp photographs: dark sky, fur, machines, a retina."""
+    pairs = [_pair(name, 100 + 3 * index + k, 400) for index, name in enumerate(_CALIBRATE) for k in range(3)]
+    return [pair.sharp if index % 3 == 2 else pair.blurred for index, pair in enumerate(pairs)]
 
 
 def pairs_from(folder: Path | None) -> list[Pair]:
@@ -58,10 +60,10 @@ def at_size(image: Image, width: int, height: int) -> Image:
     )
 
 
-def _pair(name: str, seed: int) -> Pair:
+def _pair(name: str, seed: int, longest_px: int = 640) -> Pair:
     photo = read_image(Path(skimage.__file__).parent / "data" / name)
-    # At most 640 pixels a side: the large ones are soft at their full size.
-    scale = min(1.0, 640 / max(photo.shape[:2]))
+    # Scaled down, because the large ones are soft at their full size.
+    scale = min(1.0, longest_px / max(photo.shape[:2]))
     photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else photo
     plan = draw_plan(_BLUR, np.random.default_rng(seed))
     margin = _BLUR.margin_px

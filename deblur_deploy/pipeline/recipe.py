@@ -30,7 +30,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file; raises InputError that names the key and what is allowed."""
     try:
-        return msgspec.toml.decode(existing(path, kind="file").read_bytes(), type=Recipe)
+        return msgspec.toml.decode(existing(path, kind="file").read_bytes(), type=Recipe, dec_hook=_to_path)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -38,5 +38,9 @@ def read_recipe(path: Path) -> Recipe:
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write ``recipe`` so that :func:`read_recipe` gives it back."""
     # TOML has no null: what is None is left out, and is None again when read.
-    values = msgspec.to_builtins(recipe)
+    values = msgspec.to_builtins(recipe, enc_hook=str)
     path.write_bytes(msgspec.toml.encode({key: value for key, value in values.items() if value is not None}))
+
+
+def _to_path(kind: type, value: str) -> object:
+    return kind(value)

@@ -1,0 +1,175 @@
+"""deblur-export: a checkpoint becomes a bundle, and mistakes become one line."""
+
+import contextlib
+import io
+import json
+import re
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from safetensors.torch import save_file
+
+from deblur_deploy import DeblurEngine
+from deblur_deploy.cli.common import guarded
+from deblur_deploy.cli.export import command
+from deblur_deploy.contract import ModelContract
+from deblur_deploy.files import sha256
+from deblur_deploy.pipeline.export import Exporter
+from deblur_deploy.pipeline.recipe import read_recipe, write_recipe
+from deblur_deploy.runtime.bundle import Bundle
+from deblur_deploy.runtime.media import write_image
+from deblur_deploy.training.checkpoint import save_checkpoint
+from deblur_deploy.training.train import TorchRestorer
+from tests.small import RECIPE, photo, unet
+
+VARIANTS = {"fp32", "fp16", "float", "int8", "int8-planes"}
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """A checkpoint, pairs, calibration photographs and a recipe that uses them."""
+    folder = tmp_path_factory.mktemp("export")
+    save_checkpoint(unet(), folder / "small.safetensors")
+    for seed in range(2):
+        for kind in ("blur", "sharp", "calibration"):
+            write_image(folder / kind / f"{seed}.png", photo(seed=seed))
+    recipe = msgspec.structs.replace(RECIPE, pairs=folder, calibration=folder / "calibration")
+    write_recipe(recipe, folder / "recipe.toml")
+    return folder
+
+
+def call(*arguments):
+    return guarded("deblur-export", lambda _: command([str(argument) for argument in arguments]))()
+
+
+@pytest.fixture(scope="module")
+def bundle(room):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        arguments = (room / "small.safetensors", "--out", room / "bundle", "--recipe-file", room / "recipe.toml")
+        assert call(*arguments, "--json") == 0
+    (room / "printed.json").write_text(printed.getvalue())
+    return room / "bundle"
+
+
+def test_the_bundle_is_complete_and_its_hashes_are_true(room, bundle):
+    files = {path.name for path in bundle.iterdir()}
+    assert files == {f"{name}.onnx" for name in VARIANTS} | {"bundle.json", "recipe.toml", "report.html", "README.md"}
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    assert manifest["checkpoint_sha256"] == sha256(room / "small.safetensors")
+    for row in manifest["variants"]:
+        assert row["sha256"] == sha256(bundle / row["file"])
+        assert row["latency_ms"]["cpu"] > 0
+    made = {name: digest for stage in manifest["stages"] for name, digest in stage["outputs"].items()}
+    assert made == {row["file"]: row["sha256"] for row in manifest["variants"]}
+
+
+def test_every_file_carries_its_contract(room, bundle):
+    for variant in Bundle.read(bundle).variants.values():
+        metadata = {entry.key: entry.value for entry in onnx.load(variant.path).metadata_props}
+        contract = ModelContract.from_metadata(metadata, variant.path)
+        assert (contract.precision, contract.io) == (variant.precision, variant.io)
+        assert contract.parent_sha256 == sha256(room / "small.safetensors")
+        assert contract.size_divisor == unet().config.size_divisor
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_engine_runs_the_bundle(bundle, precision):
+    image = photo(61, 83, seed=5)
+    restored = DeblurEngine(bundle, provider="cpu", precision=precision)(image)
+    limit = {"fp32": 1, "fp16": 1, "int8": 40}[precision]
+    assert np.abs(restored.astype(int) - TorchRestorer(unet())(image)).max() <= limit
+
+
+def test_the_recipe_in_the_bundle_gives_the_same_models_again(room, bundle, tmp_path):
+    assert read_recipe(bundle / "recipe.toml") == read_recipe(room / "recipe.toml")
+    checkpoint, recipe = room / "small.safetensors", bundle / "recipe.toml"
+    assert call(checkpoint, "--out", tmp_path / "again", "--recipe-file", recipe) == 0
+    first, again = (Bundle.read(path).variants for path in (bundle, tmp_path / "again"))
+    assert {name: v.sha256 for name, v in first.items()} == {name: v.sha256 for name, v in again.items()}
+
+
+def test_pages_show_every_variant_and_need_nothing_else(bundle):
+    page, card = (bundle / "report.html").read_text(), (bundle / "README.md").read_text()
+    for name in VARIANTS:
+        assert f"<td>{name}<td>" in page
+        assert f"| {name} |" in card
+    assert page.count("data:image/jpeg;base64,") >= 4
+    assert not re.search(r"(src|href)=\"?(https?:)?//", page)
+
+
+def test_json_is_for_machines(room, bundle):
+    rows = json.loads((room / "printed.json").read_text())
+    assert {row["artifact"]["name"] for row in rows} == VARIANTS
+    assert all(row["artifact"]["sha256"] == sha256(bundle / row["artifact"]["path"]) for row in rows)
+
+
+def broken(room, name):
+    path = room / name
+    if name == "truncated.safetensors":
+        path.write_bytes((room / "small.safetensors").read_bytes()[:2000])
+    if name == "text.safetensors":
+        path.write_text("these are not weights")
+    if name == "foreign.safetensors":
+        save_file({"weight": unet().head.weight.detach()}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.safetensors", "no such file"),
+        ("blur", "is a folder"),
+        ("truncated.safetensors", "not a whole safetensors file"),
+        ("text.safetensors", "not a whole safetensors file"),
+        ("foreign.safetensors", "holds no deblur_deploy U-Net"),
+    ],
+)
+def test_a_wrong_checkpoint_is_one_line_and_status_2(room, tmp_path, capfd, name, message):
+    out = tmp_path / "out"
+    assert call(broken(room, name), "--out", out, "--recipe-file", room / "recipe.toml") == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("deblur-export: ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("nonsense = 1", "unknown field `nonsense`"),
+        ("[int8]\ntiles = 0", "tiles is 0; allowed: 1 or more - at `$.int8`"),
+        ("[verify]\nrounds = 'x'", "Expected `int`, got `str` - at `$.verify.rounds`"),
+        ("name = ", ""),
+        ("pairs = '/nowhere'", "no such folder: /nowhere/blur"),
+        ("calibration = '/nowhere'", "no such folder: /nowhere"),
+        ("[verify]\nproviders = ['cuda']", "provider cuda"),
+        ("[verify]\nproviders = ['gpu9']", "no provider is called 'gpu9'"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_and_status_2(room, tmp_path, capfd, toml, message):
+    (tmp_path / "recipe.toml").write_text(toml)
+    recipe = tmp_path / "recipe.toml"
+    assert call(room / "small.safetensors", "--out", tmp_path / "out", "--recipe-file", recipe) == 2
+    assert message in capfd.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_folder_is_left_alone(room, bundle, tmp_path, capfd):
+    (tmp_path / "mine").write_text("precious")
+    assert call(room / "small.safetensors", "--out", tmp_path) == 2
+    assert "--force" in capfd.readouterr().err
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_failure_in_the_middle_leaves_nothing(room, tmp_path, monkeypatch, capfd):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Exporter, "int8", full_disk)
+    arguments = (room / "small.safetensors", "--out", tmp_path / "out", "--recipe-file", room / "recipe.toml")
+    assert call(*arguments) == 2
+    assert "No space left on device" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []

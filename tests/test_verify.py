@@ -1,0 +1,69 @@
+"""Verification fails a model that is wrong."""
+
+from dataclasses import replace
+
+import onnx
+import pytest
+
+from deblur_deploy.errors import VerificationError
+from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.pipeline.export import Exporter
+from deblur_deploy.pipeline.verify import VerifyConfig, compare_with_torch, verify
+from tests.small import RECIPE, photo, unet
+
+PAIRS = [Pair(name=str(seed), blurred=photo(seed=seed), sharp=photo(seed=seed)) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def exporter(tmp_path_factory):
+    return Exporter(unet(), "0" * 64, tmp_path_factory.mktemp("verify"))
+
+
+@pytest.fixture(scope="module")
+def fp32(exporter):
+    return exporter.fp32()
+
+
+def test_an_honest_export_passes_with_every_figure(exporter, fp32):
+    artifacts = [fp32, exporter.floats(), exporter.int8([photo(80, 80)], RECIPE.int8, "rows")]
+    results = verify(artifacts, unet(), PAIRS, RECIPE.verify, ["cpu"])
+    assert [result.artifact.name for result in results] == ["fp32", "float", "int8"]
+    assert results[0].drop_db == 0
+    for result in results:
+        assert result.size_bytes == result.artifact.path.stat().st_size
+        assert [(run.provider, run.median_ms > 0) for run in result.runs] == [("cpu", True)]
+    assert results[2].db_to_fp32 < results[1].db_to_fp32
+
+
+def test_other_weights_than_the_checkpoint_are_found(fp32):
+    with pytest.raises(VerificationError, match="differs from torch by"):
+        compare_with_torch(fp32, unet(seed=1), [photo()], RECIPE.verify)
+
+
+def test_one_level_in_too_many_values_is_found(fp32):
+    model = unet()
+    model.head.bias.data += 0.5 / 255
+    with pytest.raises(VerificationError, match="differs from torch in"):
+        compare_with_torch(fp32, model, [photo()], RECIPE.verify)
+
+
+def test_a_variant_that_lost_too_much_is_named(fp32, tmp_path):
+    model = onnx.load(fp32.path)
+    for value in model.graph.initializer:
+        if value.name == "head.bias":
+            value.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(value) + 0.1, value.name))
+    onnx.save(model, tmp_path / "int8.onnx")
+    broken = replace(fp32, name="int8", path=tmp_path / "int8.onnx", precision="int8")
+    with pytest.raises(VerificationError, match="int8 loses .* dB against fp32"):
+        verify([fp32, broken], unet(), PAIRS, RECIPE.verify, ["cpu"])
+
+
+def test_a_provider_that_cannot_run_a_variant_is_named(fp32):
+    with pytest.raises(VerificationError, match="fp32 does not run on cuda"):
+        verify([fp32], unet(), PAIRS, RECIPE.verify, ["cuda"])
+
+
+@pytest.mark.parametrize(("field", "value"), [("int8_max_drop_db", -1.0), ("rounds", 0), ("width_px", 0)])
+def test_config_names_field_value_and_range(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value}; allowed"):
+        VerifyConfig(**{field: value})
