@@ -162,6 +162,8 @@ def sweep(kind: str, count: int, first: int = 0) -> tuple[Counter[str], list[tup
                 if answer[0].startswith("FAILED"):
                     failures.append((trying, answer[0]))
         child.wait()
+        reader.join()
+        child.stdout.close()
         if problem:
             outcomes["FAILED"] += 1
             failures.append((trying, problem))
