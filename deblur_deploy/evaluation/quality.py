@@ -82,22 +82,34 @@ def psnr_shifted(image: Image, truth: Image, reach_px: int = 2) -> float:
 
 def ssim(image: Image, truth: Image) -> float:
     """Structural similarity with Wang's Gaussian window (2004), mean of the channels; images from 11x11."""
-    return float(structural_similarity(image, truth, channel_axis=2, gaussian_weights=True, use_sample_covariance=False))
+    wang = {"gaussian_weights": True, "use_sample_covariance": False}
+    return float(structural_similarity(image, truth, channel_axis=2, **wang))
+
+
+class PairSet:
+    """Pairs on disk, in any layout that ``find_pairs`` knows, read anew each time one goes through them."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises MissingFileError without such a path, InputError without pairs or for an image without a partner."""
+        self.paths = find_pairs(path)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Pairs named by file (and folder, where files share names); raises InputError if sizes differ."""
+        short = len({blurred.name for blurred, _ in self.paths}) == len(self)
+        for blurred_path, sharp_path in self.paths:
+            blurred, sharp = read_image(blurred_path), read_image(sharp_path)
+            if blurred.shape != sharp.shape:
+                raise InputError(f"{blurred_path} has {_size(blurred)}, {sharp_path} {_size(sharp)}; sizes must agree")
+            name = blurred_path.name if short else "/".join(blurred_path.parts[-3:])
+            yield Pair(name=name, blurred=blurred, sharp=sharp)
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
-    """Pairs at ``path``, in any layout that ``find_pairs`` knows, named by file (and folder, where there are many).
-
-    Raises MissingFileError or InputError that names the file without a partner or of another size.
-    """
-    paths = find_pairs(path)
-    short = len({blurred.name for blurred, _ in paths}) == len(paths)
-    for blurred_path, sharp_path in paths:
-        blurred, sharp = read_image(blurred_path), read_image(sharp_path)
-        if blurred.shape != sharp.shape:
-            raise InputError(f"{blurred_path} has {_size(blurred)} but {sharp_path} {_size(sharp)}; sizes must agree")
-        name = blurred_path.name if short else "/".join(blurred_path.parts[-3:])
-        yield Pair(name=name, blurred=blurred, sharp=sharp)
+    """The pairs of ``PairSet(path)``."""
+    return iter(PairSet(path))
 
 
 def _size(image: Image) -> str:

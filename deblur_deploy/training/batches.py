@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deblur_deploy.errors import DeblurError, InputError
+from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.blur import Array, BlurConfig, BlurPlan, draw_plan, synthesise
 from deblur_deploy.training.sources import Patch, Source
 
@@ -103,7 +104,7 @@ class Batches(Dataset[Batch]):
             _Forgiving(self),
             sampler=range(first, last),
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one item, not a list
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             worker_init_fn=_one_thread,
@@ -131,7 +132,7 @@ def _as_it_is(batch: Batch | DeblurError) -> Batch | DeblurError:
     return batch
 
 
-def _stacked(images: list[np.ndarray], side: int) -> Tensor:  # type: ignore[type-arg]
+def _stacked(images: list[Image], side: int) -> Tensor:
     if not images:
         return torch.empty(0, 3, side, side, dtype=torch.uint8)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -10,9 +10,10 @@ and kernel is centred on its mean, which is where a network that sees one image 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import msgspec
 import numpy as np
@@ -84,7 +85,7 @@ class BlurConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             if isinstance(value, tuple) and not 0 < value[0] <= value[1]:
                 raise ValueError(f"{name} is {value}; allowed: (low, high) with 0 < low <= high")
         if self.path_px[1] > 60 or self.defocus_radius_px[1] > 20 or self.gaussian_sigma_px[1] > 8:
-            raise ValueError("blur is too large; allowed: path_px to 60, defocus_radius_px to 20, gaussian_sigma_px to 8")
+            raise ValueError("blur is too large; allowed: path_px to 60, defocus_radius_px 20, gaussian_sigma_px 8")
         if self.jpeg_quality[0] < 1 or self.jpeg_quality[1] > 100:
             raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed: 1 to 100")
 
@@ -124,16 +125,17 @@ def draw_plan(config: BlurConfig, rng: np.random.Generator, measured: list[Array
     if kind in ("shake", "object"):
         poses = _path(config, rng, still_camera=kind == "object")
         if rng.random() < config.combined:
-            kernel = gaussian_kernel(*np.minimum(_log_uniform(config.gaussian_sigma_px, rng, 2), 1.2), 0.0)
+            sigma_x, sigma_y = np.minimum(_log_uniform(config.gaussian_sigma_px, rng, 2), 1.2)
+            kernel = gaussian_kernel(sigma_x, sigma_y, 0.0)
     if kind == "object":
         blob = rng.normal(0.2, 1.0, (5, 5)).astype(np.float32)
     if kind == "defocus":
-        kernel = disk_kernel(float(_log_uniform(config.defocus_radius_px, rng)))
+        kernel = disk_kernel(_log_uniform(config.defocus_radius_px, rng).item())
     if kind == "gaussian":
         sigma = _log_uniform(config.gaussian_sigma_px, rng, 2)
         kernel = gaussian_kernel(sigma[0], sigma[0] if rng.random() < 0.5 else sigma[1], rng.uniform(0, np.pi))
     if kind == "measured" and measured:
-        kernel = np.rot90(measured[rng.integers(len(measured))], rng.integers(4)).copy()
+        kernel = np.rot90(measured[rng.integers(len(measured))], int(rng.integers(4))).copy()
         kernel = kernel[:, ::-1].copy() if rng.random() < 0.5 else kernel
     noisy = rng.random() < config.noisy
     return BlurPlan(
@@ -141,9 +143,9 @@ def draw_plan(config: BlurConfig, rng: np.random.Generator, measured: list[Array
         poses=poses,
         blob=blob,
         kernel=kernel,
-        highlight_gain=float(_log_uniform(config.highlight_gain, rng)) if rng.random() < config.highlights else 0.0,
-        read_noise=float(_log_uniform(config.read_noise, rng)) * noisy,
-        shot_noise=float(_log_uniform(config.shot_noise, rng)) * noisy,
+        highlight_gain=_log_uniform(config.highlight_gain, rng).item() if rng.random() < config.highlights else 0.0,
+        read_noise=_log_uniform(config.read_noise, rng).item() * noisy,
+        shot_noise=_log_uniform(config.shot_noise, rng).item() * noisy,
         jpeg_quality=rng.uniform(*config.jpeg_quality) if rng.random() < config.jpeg else None,
         noise_seed=int(rng.integers(2**31)),
     )
@@ -206,13 +208,13 @@ def _padded(kernels: list[Array]) -> Tensor:
     return torch.from_numpy(np.stack([np.pad(kernel, (side - len(kernel)) // 2) for kernel in kernels]))
 
 
-def _log_uniform(limits: Range, rng: np.random.Generator, size: int | None = None) -> Array:
-    return np.exp(rng.uniform(*np.log(limits), size)).astype(np.float32)
+def _log_uniform(limits: Range, rng: np.random.Generator, size: int = 1) -> Array:
+    return np.asarray(np.exp(rng.uniform(math.log(limits[0]), math.log(limits[1]), size)), np.float32)
 
 
 def _path(config: BlurConfig, rng: np.random.Generator, *, still_camera: bool) -> Array:
     """A smooth random path (P, 4): velocity with inertia, as a hand has it."""
-    extent = float(_log_uniform(config.path_px, rng))
+    extent = _log_uniform(config.path_px, rng).item()
     count = int(np.clip(np.ceil(extent * 0.8), 5, 25)) | 1
     jitter = rng.uniform(0, 1) ** 2
     velocity = rng.normal(size=(1, 4)) + jitter * np.cumsum(rng.normal(0, 3 / np.sqrt(count), (count, 4)), axis=0)
@@ -263,7 +265,8 @@ def convolve(image: Tensor, kernel: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     side = kernel.shape[-1]
     padded = F.pad(kernel, (0, width - side, 0, height - side)).roll((-(side // 2), -(side // 2)), (-2, -1))
-    return torch.fft.irfft2(torch.fft.rfft2(image) * torch.fft.rfft2(padded)[:, None], s=(height, width))
+    spectrum: Tensor = torch.fft.rfft2(image) * torch.fft.rfft2(padded)[:, None]
+    return cast("Tensor", torch.fft.irfft2(spectrum, s=(height, width)))
 
 
 def gaussian_kernel(sigma_x: float, sigma_y: float, angle: float) -> Array:
@@ -282,7 +285,7 @@ def disk_kernel(radius_px: float) -> Array:
 
 
 def _normalised(kernel: NDArray[np.float64]) -> Array:
-    return (kernel / kernel.sum()).astype(np.float32)
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def load_kernels(path: str) -> list[Array]:

@@ -8,8 +8,9 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from deblur_deploy.errors import ModelError
+from deblur_deploy.errors import ModelError, OutputError
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.training.unet import UNet, UNetConfig
 
@@ -19,9 +20,16 @@ CONFIG_KEY = "deblur_deploy.unet"
 def save_checkpoint(model: UNet, path: Path, notes: dict[str, str] | None = None) -> None:
     """Write weights (fp32) and config to ``path``, whole or not at all; ``notes`` become further metadata."""
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
-    metadata = {CONFIG_KEY: msgspec.json.encode(model.config).decode(), **(notes or {})}
+    save_tensors(tensors, path, {CONFIG_KEY: msgspec.json.encode(model.config).decode(), **(notes or {})})
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write safetensors whole or not at all; raises OutputError if the disk is full or the folder not writable."""
     with writing_file(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OutputError(f"cannot write {path}: {error}; an earlier file of that name is kept") from None
 
 
 def load_checkpoint(path: Path) -> UNet:
@@ -35,13 +43,13 @@ def load_checkpoint(path: Path) -> UNet:
             metadata = file.metadata() or {}
             if CONFIG_KEY not in metadata:
                 raise ModelError(f"{path} is safetensors but holds no deblur_deploy U-Net; train one with deblur-train")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary  # noqa: SIM118
     except SafetensorError as error:
         raise ModelError(f"{path} is not a whole safetensors file ({error}); train or copy it again") from None
     try:
         model = UNet(msgspec.json.decode(metadata[CONFIG_KEY], type=UNetConfig))
         model.load_state_dict(tensors)
-    except (msgspec.MsgspecError, RuntimeError) as error:
+    except (msgspec.MsgspecError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path} does not hold the weights that its config describes: {reason}") from None
     if not all(torch.isfinite(value).all() for value in tensors.values()):

@@ -1,4 +1,4 @@
-"""From the paths that a person gives to training sources: what kind each is, how large its share, what is wrong with it.
+"""From the paths that a person gives to training sources: the kind of each, its share, and what is wrong with it.
 
 A CSV file, or a folder with ``sharp`` beside ``blur`` inside, is pairs; a video file is frames; any other folder is
 photographs.  Only consecutive frames cannot be told from photographs by looking, so their folders are named as such.
@@ -49,7 +49,7 @@ class Found:
 def find_sources(
     inputs: Sequence[str], frames: Sequence[str], *, frames_folder: Path, cache: ImageCache | None = None
 ) -> list[Found]:
-    """What ``inputs`` (kind detected) and ``frames`` (consecutive frames or video) hold, each ``PATH`` or ``PATH=SHARE``.
+    """What ``inputs`` (kind detected) and ``frames`` (consecutive frames, video) hold; each ``PATH`` or ``PATH=SHARE``.
 
     Inputs without a share divide equally what the others leave of 1.  Videos are unpacked into ``frames_folder``,
     once.  Raises MissingFileError or InputError that names what is not there or not usable.

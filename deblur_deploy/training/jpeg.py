@@ -52,6 +52,7 @@ def _quantised(planes: Tensor, table: Tensor, scale: Tensor) -> Tensor:
     """(N, C, H, W), multiples of 8, through the quantised cosine transform of its 8x8 blocks."""
     steps = ((table.to(planes) * scale + 50) / 100).floor().clamp(1, 255)[:, :, None]
     dct = _DCT.to(planes)
-    blocks = planes.unflatten(-2, (-1, 8)).unflatten(-1, (-1, 8)).transpose(-3, -2)
+    high, wide = planes.shape[-2] // 8, planes.shape[-1] // 8
+    blocks = planes.reshape(*planes.shape[:2], high, 8, wide, 8).transpose(-3, -2)
     kept = (dct @ blocks @ dct.T / steps).round() * steps
-    return (dct.T @ kept @ dct).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    return (dct.T @ kept @ dct).transpose(-3, -2).reshape(planes.shape)

@@ -102,7 +102,7 @@ class Pairs:
     def files(self) -> Sequence[Path]:
         return [path for pair in self.paths for path in pair]
 
-    def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:
+    def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:  # noqa: ARG002
         index, (blurred, sharp) = _readable(rng, len(self.paths), lambda i: self.paths[i], self.cache)
         name = str(self.paths[index][0])
         if blurred.shape != sharp.shape:
@@ -127,12 +127,10 @@ class Frames:
     def files(self) -> Sequence[Path]:
         return self.paths
 
-    def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:
+    def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:  # noqa: ARG002
         half = int(rng.integers(self.window[0] // 2, (min(self.window[1], len(self.paths)) - 1) // 2 + 1))
         size = 2 * half + 1
-        first, frames = _readable(
-            rng, len(self.paths) - size + 1, lambda i: self.paths[i : i + size], self.cache
-        )
+        first, frames = _readable(rng, len(self.paths) - size + 1, lambda i: self.paths[i : i + size], self.cache)
         name = self.paths[first + half]
         if any(frame.shape != frames[half].shape for frame in frames):
             raise InputError(f"the frames around {name} differ in size; one folder is one sequence")
