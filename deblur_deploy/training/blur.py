@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
@@ -80,6 +81,9 @@ class BlurConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
         if sum(getattr(self, kind) for kind in get_args(Kind)) <= 0:
             raise ValueError(f"the shares {', '.join(get_args(Kind))} are all 0; allowed: at least one above 0")
+        for name, low in (("rotation_deg", 0), ("zoom", 0), ("gamma", 0.1)):
+            if not low <= getattr(self, name) <= 10:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} to 10")
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if isinstance(value, tuple) and not 0 < value[0] <= value[1]:
@@ -293,9 +297,11 @@ def load_kernels(path: str) -> list[Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = [archive[name] for name in archive.files]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, EOFError, BadZipFile) as error:
         raise InputError(f"cannot read kernels from {path}: {error}; an .npz of (N, K, K) arrays is needed") from None
-    kernels = [kernel for array in arrays for kernel in array.reshape(-1, *array.shape[-2:])]
-    if any(kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0 for kernel in kernels):
-        raise InputError(f"{path} holds kernels that are not square with an odd side; crop or pad them")
-    return [_normalised(kernel.astype(np.float64)) for kernel in kernels]
+    if any(a.ndim not in (2, 3) or a.shape[-1] != a.shape[-2] or a.shape[-1] % 2 == 0 for a in arrays) or not arrays:
+        raise InputError(f"{path} must hold square kernels with an odd side, (N, K, K) or (K, K); crop or pad them")
+    kernels = [kernel.astype(np.float64) for array in arrays for kernel in array.reshape(-1, *array.shape[-2:])]
+    if any(not np.isfinite(kernel).all() or kernel.sum() <= 0 for kernel in kernels):
+        raise InputError(f"{path} holds a kernel whose sum is not a positive number; leave it out")
+    return [_normalised(kernel) for kernel in kernels]

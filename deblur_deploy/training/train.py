@@ -139,8 +139,8 @@ class Trainer:
         if not math.isfinite(value) or not math.isfinite(norm.item()):
             names = ", ".join(sorted(set(batch.names)))
             raise TrainingError(
-                f"loss is {value} and the gradient's norm {norm.item()} at step {self.step}; {self.out} keeps the last good "
-                f"checkpoint: lower --learning-rate and start from it with --init. The batch was made of {names}"
+                f"loss is {value} and the gradient's norm {norm.item()} at step {self.step}; {self.out} keeps the last "
+                f"good checkpoint: lower --learning-rate and start from it with --init. The batch was made of {names}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
