@@ -171,7 +171,8 @@ def test_the_seed_decides_whatever_batch_a_patch_is_in(seed: int) -> None:
     plans = [draw_plan(config, np.random.default_rng((seed, i))) for i in range(3)]
     again = [draw_plan(config, np.random.default_rng((seed, i))) for i in range(3)]
     together = synthesise(sharp, plans, config, config.margin_px)
-    assert all(torch.equal(a, b) for a, b in zip(together, synthesise(sharp, again, config, config.margin_px)))
+    repeated = synthesise(sharp, again, config, config.margin_px)
+    assert all(torch.equal(a, b) for a, b in zip(together, repeated, strict=True))
     for i in range(3):
         alone = synthesise(sharp[i : i + 1], plans[i : i + 1], config, config.margin_px)
         for a, b in zip(alone, together, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -109,7 +110,12 @@ class Batches(Dataset[Batch]):
             prefetch_factor=4 if workers else None,
             worker_init_fn=_one_thread,
         )
-        for batch in loader:
+        # A forked process hangs when it touches OpenCV's thread pool, so there must be none while processes start.
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        iterator = iter(loader)
+        cv2.setNumThreads(threads)
+        for batch in iterator:
             if isinstance(batch, DeblurError):
                 raise batch
             yield batch
@@ -140,6 +146,3 @@ def _stacked(images: list[Image], side: int) -> Tensor:
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
-    import cv2
-
-    cv2.setNumThreads(1)
