@@ -71,8 +71,8 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     blur: BlurConfig = BlurConfig()
 
     def __post_init__(self) -> None:
-        if self.resume and (self.force or self.init):
-            raise ValueError("resume is given with force or init; allowed: one of the three")
+        if self.resume and self.force:
+            raise ValueError("resume is given with force; allowed: one of the two")
         if self.preview < 0 or self.cache_gb < 0:
             raise ValueError("preview or cache_gb is negative; allowed: 0 or more")
 
