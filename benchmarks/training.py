@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -76,7 +77,7 @@ def measure_stage(arguments: Arguments, batches: Batches, config: TrainConfig, o
     # The log's clock restarts with each line, so the last step before a line has that line's share.
     ends = range(config.log_every - 1, config.steps, config.log_every)
     busy = [1 - waiting[i] for i in ends][1:] or [1 - waiting[-1]]
-    paces = [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+    paces = [b - a for a, b in pairwise(stamps)]
     return {"busy": round(median(busy), 4), "s_per_step": round(median(paces), 4), "memory_mib": memory}
 
 

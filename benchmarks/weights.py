@@ -1,4 +1,4 @@
-"""How good a checkpoint is, for its model card: gain on pairs, after the best shift too, and what it does to sharp photos.
+"""How good a checkpoint is, for its model card: gain on pairs (after the best shift too), harm to sharp photographs.
 
 python -m benchmarks.weights CHECKPOINT --val PAIRS... --sharp FOLDER... --json FILE
 """
