@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from deblur_deploy.errors import ModelError, OutputError
+from deblur_deploy.errors import ModelError
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.training.unet import UNet, UNetConfig
 
@@ -25,11 +25,15 @@ def save_checkpoint(model: UNet, path: Path, notes: dict[str, str] | None = None
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write safetensors whole or not at all; raises OutputError if the disk is full or the folder not writable."""
-    with writing_file(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise OutputError(f"cannot write {path}: {error}; an earlier file of that name is kept") from None
+    data = save(tensors, metadata)
+    # The library writes its header in random order; sorted, equal weights are equal files, whose hashes say so.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = msgspec.json.encode(msgspec.json.decode(data[8:end]), order="sorted")
+    header += b" " * (-len(header) % 8)
+    with writing_file(path) as temporary, temporary.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        file.write(memoryview(data)[end:])
 
 
 def load_checkpoint(path: Path) -> UNet:
