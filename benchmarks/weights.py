@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -41,9 +42,9 @@ class Arguments:
     """Write all numbers here, image by image."""
 
 
-def measure_pairs(restorer: Restorer, pairs: PairSet) -> dict[str, object]:
+def measure_pairs(restorer: Restorer, pairs: PairSet) -> dict[str, Any]:
     """Mean and worst gain, without and with the best shift of at most 2 pixels (of the input, of the result)."""
-    images = []
+    images: list[dict[str, Any]] = []
     for pair in pairs:
         quality, restored = measure(restorer, pair), restorer(pair.blurred)
         shifted = psnr_shifted(pair.blurred, pair.sharp), psnr_shifted(restored, pair.sharp)
@@ -65,9 +66,9 @@ def measure_pairs(restorer: Restorer, pairs: PairSet) -> dict[str, object]:
     return {**mean, "worst_gain_db": worst["gain_db"], "worst": worst["name"], "images": images}
 
 
-def measure_sharp(restorer: Restorer, folder: Path) -> dict[str, object]:
+def measure_sharp(restorer: Restorer, folder: Path) -> dict[str, Any]:
     """PSNR of restored sharp photographs against themselves."""
-    images = []
+    images: list[dict[str, Any]] = []
     for path in list_images(folder):
         image = read_image(path)
         images.append({"name": path.name, "psnr": min(psnr(restorer(image), image), UNCHANGED_DB)})
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv)
     model = load_checkpoint(arguments.checkpoint)
     restorer = TorchRestorer(model)
-    result = {
+    result: dict[str, Any] = {
         "checkpoint": arguments.checkpoint.name,
         "sha256": sha256(arguments.checkpoint),
         "parameters": parameter_count(model),

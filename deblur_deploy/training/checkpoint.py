@@ -47,7 +47,7 @@ def load_checkpoint(path: Path) -> UNet:
             metadata = file.metadata() or {}
             if CONFIG_KEY not in metadata:
                 raise ModelError(f"{path} is safetensors but holds no deblur_deploy U-Net; train one with deblur-train")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
     except SafetensorError as error:
         raise ModelError(f"{path} is not a whole safetensors file ({error}); train or copy it again") from None
     try:
