@@ -21,7 +21,7 @@ from deblur_deploy.pipeline.recipe import read_recipe, write_recipe
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.media import write_image
 from deblur_deploy.training.checkpoint import save_checkpoint
-from deblur_deploy.training.train import TorchRestorer
+from deblur_deploy.training.validation import TorchRestorer
 from tests.small import RECIPE, photo, unet
 
 VARIANTS = {"fp32", "fp16", "float", "int8", "int8-planes"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deblur_deploy.pipeline.graph import Body, Upsample, assemble, export_body, in_half_precision
 from deblur_deploy.pipeline.quantize import to_blocks
-from deblur_deploy.training.train import TorchRestorer
+from deblur_deploy.training.validation import TorchRestorer
 from tests.small import CONFIGS, body, photo, unet
 
 LAYOUTS = ("planes", "rows")

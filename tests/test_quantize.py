@@ -12,7 +12,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.pipeline.graph import assemble
 from deblur_deploy.pipeline.quantize import Int8Config, calibration_tiles, quantize_body, to_blocks
-from deblur_deploy.training.train import TorchRestorer
+from deblur_deploy.training.validation import TorchRestorer
 from tests.small import CONFIGS, body, photo, unet
 from tests.test_graph import LAYOUTS, session
 

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
+from typing import Protocol, cast
 
+import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.runtime.media import Image, list_images, read_image
+from deblur_deploy.evaluation.pairs import find_pairs
+from deblur_deploy.runtime.media import Image, read_image
 
 
 class Restorer(Protocol):
@@ -51,26 +53,67 @@ def psnr(image: Image, truth: Image) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
+def psnr_shifted(image: Image, truth: Image, reach_px: int = 2) -> float:
+    """PSNR after the best shift of at most ``reach_px``, to half a pixel, inside a border of reach + 4 pixels.
+
+    For ground truth that is not centred on the exposure.  Shifted by Lanczos interpolation; compare it only with
+    another number of this function.
+    """
+    best, at = -math.inf, (0.0, 0.0)
+    border = reach_px + 4
+    inside = slice(border, truth.shape[0] - border), slice(border, truth.shape[1] - border)
+    if min(truth.shape[:2]) <= 2 * border:
+        return psnr(image, truth)
+    whole = [(float(x), float(y)) for y in range(-reach_px, reach_px + 1) for x in range(-reach_px, reach_px + 1)]
+    for half in (False, True):
+        shifts = [(at[0] + x / 2, at[1] + y / 2) for y in (-1, 0, 1) for x in (-1, 0, 1)] if half else whole
+        for x, y in shifts:
+            if max(abs(x), abs(y)) > reach_px:
+                continue
+            matrix = np.array([[1, 0, x], [0, 1, y]], np.float32)
+            moved = cv2.warpAffine(
+                image, matrix, image.shape[1::-1], flags=cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE
+            )
+            value = psnr(cast("Image", moved)[inside], truth[inside])
+            if value > best:
+                best, at = value, (x, y)
+    return best
+
+
 def ssim(image: Image, truth: Image) -> float:
     """Structural similarity with Wang's Gaussian window (2004), mean of the channels; images from 11x11."""
-    return float(
-        structural_similarity(image, truth, channel_axis=2, gaussian_weights=True, use_sample_covariance=False)
-    )
+    wang = {"gaussian_weights": True, "use_sample_covariance": False}
+    return float(structural_similarity(image, truth, channel_axis=2, **wang))
 
 
-def read_pairs(folder: Path) -> Iterator[Pair]:
-    """Pairs from ``folder/blur`` and ``folder/sharp``, matched by file name.
+class PairSet:
+    """Pairs on disk, in any layout that ``find_pairs`` knows, read anew each time one goes through them."""
 
-    Raises MissingFileError or InputError that names the file without a partner or of another size.
-    """
-    names = [path.name for path in list_images(folder / "blur")]
-    if not names:
-        raise InputError(f"{folder}/blur holds no images; pairs are {folder}/blur/NAME and {folder}/sharp/NAME")
-    for name in names:
-        blurred, sharp = read_image(folder / "blur" / name), read_image(folder / "sharp" / name)
-        if blurred.shape != sharp.shape:
-            raise InputError(f"{folder}: {name} is {blurred.shape} in blur, {sharp.shape} in sharp; sizes must agree")
-        yield Pair(name=name, blurred=blurred, sharp=sharp)
+    def __init__(self, path: Path) -> None:
+        """Raises MissingFileError without such a path, InputError without pairs or for an image without a partner."""
+        self.paths = find_pairs(path)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Pairs named by file (and folder, where files share names); raises InputError if sizes differ."""
+        short = len({blurred.name for blurred, _ in self.paths}) == len(self)
+        for blurred_path, sharp_path in self.paths:
+            blurred, sharp = read_image(blurred_path), read_image(sharp_path)
+            if blurred.shape != sharp.shape:
+                raise InputError(f"{blurred_path} has {_size(blurred)}, {sharp_path} {_size(sharp)}; sizes must agree")
+            name = blurred_path.name if short else "/".join(blurred_path.parts[-3:])
+            yield Pair(name=name, blurred=blurred, sharp=sharp)
+
+
+def read_pairs(path: Path) -> Iterator[Pair]:
+    """The pairs of ``PairSet(path)``."""
+    return iter(PairSet(path))
+
+
+def _size(image: Image) -> str:
+    return f"{image.shape[1]}x{image.shape[0]} pixels"
 
 
 def compare(restored: Image, pair: Pair) -> Quality:

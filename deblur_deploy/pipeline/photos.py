@@ -67,6 +67,6 @@ def _pair(name: str, seed: int, longest_px: int = 640) -> Pair:
     photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else photo
     plan = draw_plan(_BLUR, np.random.default_rng(seed))
     margin = _BLUR.margin_px
-    images = synthesise(torch.from_numpy(photo).permute(2, 0, 1), plan, _BLUR, margin)
-    blurred, sharp = ((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for image in images)
+    images = synthesise(torch.from_numpy(photo).permute(2, 0, 1)[None], [plan], _BLUR, margin)
+    blurred, sharp = (np.ascontiguousarray(image[0].permute(1, 2, 0).numpy()) for image in images)
     return Pair(name=f"{Path(name).stem}-{plan.kind}-{seed}", blurred=blurred, sharp=sharp)

@@ -17,8 +17,8 @@ from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
 from deblur_deploy.pipeline.photos import at_size
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
-from deblur_deploy.training.train import TorchRestorer
 from deblur_deploy.training.unet import UNet
+from deblur_deploy.training.validation import TorchRestorer
 
 
 class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deblur_deploy.errors import InputError
-from deblur_deploy.training.blur import Array, BlurConfig, draw_plan, synthesise
-from deblur_deploy.training.sources import Source
+from deblur_deploy.errors import DeblurError, InputError
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.training.blur import Array, BlurConfig, BlurPlan, draw_plan, synthesise
+from deblur_deploy.training.sources import Patch, Source
 
-Batch = tuple[Tensor, Tensor]
-"""(blurred, sharp), both uint8 NCHW: four times less to hand over between processes than floats."""
+Stages = list[tuple[int, int, int]]
+"""(first step, patches, side in pixels), in order."""
+
+
+@dataclass
+class Batch:
+    """What a loader hands over; images are uint8 NCHW, four times less to move between processes than floats."""
+
+    blurred: Tensor
+    sharp: Tensor
+    unblurred: Tensor
+    """Photographs with margin, whose blur is still to be made as ``plans`` say."""
+    plans: list[BlurPlan]
+    names: list[str]
+    """Files that the patches came from."""
+    unreadable: dict[str, str]
+    """Files that the loader could not read so far, and why."""
+
+    def finished(self, blur: BlurConfig, device: torch.device | str = "cpu") -> Batch:
+        """The same on ``device`` with all blur made."""
+        blurred, sharp = self.blurred.to(device, non_blocking=True), self.sharp.to(device, non_blocking=True)
+        if self.plans:
+            unblurred = self.unblurred.to(device, non_blocking=True)
+            made, truth = synthesise(unblurred, self.plans, blur, blur.margin_px)
+            blurred, sharp = torch.cat([made, blurred]), torch.cat([truth, sharp])
+        return Batch(blurred, sharp, self.unblurred[:0], [], self.names, self.unreadable)
 
 
 class Batches(Dataset[Batch]):
@@ -27,21 +54,24 @@ class Batches(Dataset[Batch]):
         self,
         weighted: list[tuple[Source, float]],
         blur: BlurConfig,
-        stages: list[tuple[int, int, int]],
+        stages: Stages,
         *,
         seed: int,
         kernels: list[Array] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """``stages``: (first step, patches, side in pixels), in order."""
         if not weighted or sum(share for _, share in weighted) <= 0:
             raise InputError("no training data: give photographs, pairs or frames")
+        if uneven := [count for _, count, _ in stages if count % world]:
+            raise InputError(f"a stage has {uneven[0]} patches, which {world} processes cannot share equally")
         self.sources = [source for source, _ in weighted]
         shares = np.array([share for _, share in weighted], np.float64)
         self.shares = shares / shares.sum()
         self.blur, self.stages, self.seed, self.kernels = blur, stages, seed, kernels
         self.rank, self.world = rank, world
+        self.blur_here = True
+        """Whether the loader makes the blur; a GPU does it itself, faster than all of its host's cores."""
 
     def shape(self, step: int) -> tuple[int, int]:
         """(patches, side in pixels) of the whole batch at ``step``."""
@@ -49,38 +79,70 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         count, side = self.shape(step)
-        samples = [self._sample(step, index, side) for index in range(self.rank, count, self.world)]
-        blurred, sharp = (torch.stack(images) for images in zip(*samples, strict=True))
-        return blurred, sharp
+        drawn = [self._draw(step, index, side) for index in range(self.rank, count, self.world)]
+        # Photographs come first, so that their blur is one batch.
+        drawn.sort(key=lambda item: item[1] is None)
+        pairs = [(patch.blurred, patch.sharp) for patch, _ in drawn if patch.blurred is not None]
+        photographs = [patch.sharp for patch, plan in drawn if plan is not None]
+        batch = Batch(
+            blurred=_stacked([blurred for blurred, _ in pairs], side),
+            sharp=_stacked([sharp for _, sharp in pairs], side),
+            unblurred=_stacked(photographs, side + 2 * self.blur.margin_px),
+            plans=[plan for _, plan in drawn if plan is not None],
+            names=[patch.name for patch, _ in drawn],
+            unreadable={str(path): why for source in self.sources for path, why in source.cache.unreadable.items()},
+        )
+        return batch.finished(self.blur) if self.blur_here else batch
 
-    def _sample(self, step: int, index: int, side: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, step: int, index: int, side: int) -> tuple[Patch, BlurPlan | None]:
         rng = np.random.default_rng((self.seed, step, index))
-        margin = self.blur.margin_px
-        source = self.sources[rng.choice(len(self.sources), p=self.shares)]
-        patch = source.draw(rng, side, margin)
-        sharp = torch.from_numpy(patch.sharp).permute(2, 0, 1)
-        if patch.blurred is not None:
-            return torch.from_numpy(patch.blurred).permute(2, 0, 1), sharp
-        pair = synthesise(sharp, draw_plan(self.blur, rng, self.kernels), self.blur, margin)
-        blurred, truth = ((image * 255).round().to(torch.uint8) for image in pair)
-        return blurred, truth
+        patch = self.sources[rng.choice(len(self.sources), p=self.shares)].draw(rng, side, self.blur.margin_px)
+        return patch, draw_plan(self.blur, rng, self.kernels) if patch.blurred is None else None
 
     def load(self, first: int, last: int, workers: int) -> Iterator[Batch]:
         """Batches ``first`` to ``last - 1`` in order, made ahead by ``workers`` processes (0: in this one)."""
-        return iter(
-            DataLoader(
-                self,
-                sampler=range(first, last),
-                batch_size=None,
-                num_workers=workers,
-                prefetch_factor=4 if workers else None,
-                worker_init_fn=_one_thread,
-            )
+        loader = DataLoader(
+            _Forgiving(self),
+            sampler=range(first, last),
+            batch_size=None,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one item, not a list
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_one_thread,
         )
+        # A forked process hangs when it touches OpenCV's thread pool, so there must be none while processes start.
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        iterator = iter(loader)
+        cv2.setNumThreads(threads)
+        for batch in iterator:
+            if isinstance(batch, DeblurError):
+                raise batch
+            yield batch
+
+
+@dataclass
+class _Forgiving(Dataset["Batch | DeblurError"]):
+    """Returns our errors, since a loader process that raises them turns their one line into a traceback."""
+
+    batches: Batches
+
+    def __getitem__(self, step: int) -> Batch | DeblurError:
+        try:
+            return self.batches[step]
+        except DeblurError as error:
+            return error
+
+
+def _as_it_is(batch: Batch | DeblurError) -> Batch | DeblurError:
+    return batch
+
+
+def _stacked(images: list[Image], side: int) -> Tensor:
+    if not images:
+        return torch.empty(0, 3, side, side, dtype=torch.uint8)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
-    import cv2
-
-    cv2.setNumThreads(1)

@@ -35,24 +35,24 @@ _k = torch.arange(8)
 _DCT = torch.cos((2 * _k + 1) * _k[:, None] * math.pi / 16) * torch.where(_k == 0, math.sqrt(1 / 8), 0.5)[:, None]
 
 
-def jpeg_roundtrip(image: Tensor, quality: float) -> Tensor:
-    """``image``, float (3, H, W) RGB in [0, 1], as a JPEG of ``quality`` (1 to 100) would give it back."""
+def jpeg_roundtrip(image: Tensor, quality: Tensor) -> Tensor:
+    """``image``, float (N, 3, H, W) RGB in [0, 1], as JPEGs of ``quality`` (N values, 1 to 100) would give it back."""
     height, width = image.shape[-2:]
-    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
-    padded = F.pad(image[None], (0, -width % 16, 0, -height % 16), mode="replicate")[0] * 255
-    luma, *chroma = torch.einsum("ij,jhw->ihw", _TO_YCC.to(image), padded)
-    luma = _quantised(luma - 128, _LUMA, scale) + 128
-    half = F.avg_pool2d(torch.stack(chroma)[None], 2)[0]
-    half = torch.stack([_quantised(plane, _CHROMA, scale) for plane in half])
-    full = F.interpolate(half[None], scale_factor=2, mode="bilinear", align_corners=False)[0]
-    rgb = torch.einsum("ij,jhw->ihw", _TO_RGB.to(image), torch.cat([luma[None], full]))
-    return (rgb[:, :height, :width] / 255).clamp(0, 1)
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).to(image).view(-1, 1, 1, 1, 1)
+    padded = F.pad(image, (0, -width % 16, 0, -height % 16), mode="replicate") * 255
+    ycc = torch.einsum("ij,njhw->nihw", _TO_YCC.to(image), padded)
+    luma = _quantised(ycc[:, :1] - 128, _LUMA, scale) + 128
+    chroma = _quantised(F.avg_pool2d(ycc[:, 1:], 2), _CHROMA, scale)
+    full = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    rgb = torch.einsum("ij,njhw->nihw", _TO_RGB.to(image), torch.cat([luma, full], 1))
+    return (rgb[..., :height, :width] / 255).clamp(0, 1)
 
 
-def _quantised(plane: Tensor, table: Tensor, scale: float) -> Tensor:
-    """(H, W), multiples of 8, through the quantised cosine transform of its 8x8 blocks."""
-    steps = ((table.to(plane) * scale + 50) / 100).floor().clamp(1, 255)
-    dct = _DCT.to(plane)
-    blocks = plane.unflatten(0, (-1, 8)).unflatten(2, (-1, 8)).transpose(1, 2)
+def _quantised(planes: Tensor, table: Tensor, scale: Tensor) -> Tensor:
+    """(N, C, H, W), multiples of 8, through the quantised cosine transform of its 8x8 blocks."""
+    steps = ((table.to(planes) * scale + 50) / 100).floor().clamp(1, 255)[:, :, None]
+    dct = _DCT.to(planes)
+    high, wide = planes.shape[-2] // 8, planes.shape[-1] // 8
+    blocks = planes.reshape(*planes.shape[:2], high, 8, wide, 8).transpose(-3, -2)
     kept = (dct @ blocks @ dct.T / steps).round() * steps
-    return (dct.T @ kept @ dct).transpose(1, 2).flatten(2).flatten(0, 1)
+    return (dct.T @ kept @ dct).transpose(-3, -2).reshape(planes.shape)

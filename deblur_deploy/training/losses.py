@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deblur_deploy.errors import InputError
+from deblur_deploy.files import existing
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -21,7 +23,8 @@ def charbonnier(image: Tensor, truth: Tensor, epsilon: float = 1e-3) -> Tensor:
 
 def fft(image: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute difference of the spectra (Cho et al., MIMO-UNet, 2021), scaled by 1 / sqrt(pixels)."""
-    return torch.fft.rfft2(image - truth, norm="ortho").abs().mean()
+    spectrum: Tensor = torch.fft.rfft2(image - truth, norm="ortho")
+    return spectrum.abs().mean()
 
 
 def ssim(image: Tensor, truth: Tensor) -> Tensor:
@@ -47,6 +50,8 @@ class Perceptual(nn.Module):
     ``weights``: a state dict in torchvision's layout (``features.0.weight`` ...), as .pth or .safetensors.
     """
 
+    mean: Tensor
+    std: Tensor
     _widths = (64, 64, 0, 128, 128, 0, 256, 256, 256)
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
@@ -63,7 +68,10 @@ class Perceptual(nn.Module):
         wanted = self.state_dict()
         if missing := [name for name in wanted if name not in weights]:
             raise InputError(f"VGG19 weights lack {missing[0]}; torchvision's vgg19 state dict is needed")
-        self.load_state_dict({name: weights[name] for name in wanted})
+        try:
+            self.load_state_dict({name: weights[name] for name in wanted})
+        except RuntimeError as error:
+            raise InputError(f"these are not VGG19's weights: {' '.join(str(error).split())[:160]}") from None
         self.requires_grad_(False)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
@@ -77,18 +85,34 @@ def load_vgg(path: Path | None) -> dict[str, Tensor]:
     """VGG19 weights given by the user, since none can be shipped; never unpickles code."""
     if path is None:
         raise InputError("the perceptual loss needs VGG19 weights: give --vgg-weights FILE (torchvision's vgg19)")
-    from safetensors.torch import load_file
-
+    existing(path, kind="file")
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    except Exception as error:
-        raise InputError(f"cannot read VGG19 weights from {path}: {str(error).splitlines()[0]}") from None
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch and pickle make of a damaged file
+        raise InputError(f"cannot read VGG19 weights from {path}: {' '.join(str(error).split())[:120]}") from None
+    if not isinstance(weights, dict):
+        raise InputError(f"{path} holds no state dict; torchvision's vgg19 state dict is needed")
+    return {str(name): value for name, value in weights.items()}
 
 
 LOSSES: dict[str, Loss] = {"mse": F.mse_loss, "l1": F.l1_loss, "charbonnier": charbonnier, "ssim": ssim, "fft": fft}
 
 
-def parse_loss(text: str, vgg_weights: Path | None = None) -> Loss:
+class WeightedLoss(nn.Module):
+    """Weighted sum of losses; a module, so that a perceptual term's network moves to the device with it."""
+
+    def __init__(self, terms: list[tuple[float, Loss]]) -> None:
+        super().__init__()
+        self.terms = terms
+        self.networks = nn.ModuleList(loss for _, loss in terms if isinstance(loss, nn.Module))
+
+    def forward(self, image: Tensor, truth: Tensor) -> Tensor:
+        return torch.stack([weight * loss(image, truth) for weight, loss in self.terms]).sum()
+
+
+def parse_loss(text: str, vgg_weights: Path | None = None) -> WeightedLoss:
     """The weighted sum that ``text`` ("l1=1,fft=0.05") describes.
 
     Raises InputError for an unknown name, a weight that is no positive number, or perceptual without weights.
@@ -100,12 +124,9 @@ def parse_loss(text: str, vgg_weights: Path | None = None) -> Loss:
             value = float(weight or 1)
         except ValueError:
             value = -1
+        if name not in LOSSES and name != "perceptual":
+            raise InputError(f"unknown loss {name!r}; choose from {', '.join([*LOSSES, 'perceptual'])}")
         if not 0 < value < float("inf"):
             raise InputError(f"loss {term.strip()!r} has no positive weight; write it as {name}=0.5")
-        if name == "perceptual":
-            terms.append((value, Perceptual(load_vgg(vgg_weights))))
-        elif name in LOSSES:
-            terms.append((value, LOSSES[name]))
-        else:
-            raise InputError(f"unknown loss {name!r}; choose from {', '.join([*LOSSES, 'perceptual'])}")
-    return lambda image, truth: torch.stack([weight * loss(image, truth) for weight, loss in terms]).sum()
+        terms.append((value, Perceptual(load_vgg(vgg_weights)) if name == "perceptual" else LOSSES[name]))
+    return WeightedLoss(terms)

@@ -1,11 +1,13 @@
 """Where training patches come from: sharp photographs, blur/sharp pairs, consecutive sharp frames.
 
 A source draws one random patch at a time with the generator that it is given and keeps no state of its own but a cache
-of decoded files, so any patch of a run can be drawn again from the seed alone.
+of decoded files, so any patch of a run can be drawn again from the seed alone.  A file that cannot be read is replaced
+by the next random one, which keeps that promise as long as the file stays unreadable.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,14 +15,16 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from deblur_deploy.errors import InputError
-from deblur_deploy.runtime.media import Image, list_images, read_image
+from deblur_deploy.errors import InputError, MissingFileError
+from deblur_deploy.evaluation.pairs import PathPair
+from deblur_deploy.runtime.media import Image, read_image
 
 
 @dataclass(frozen=True)
 class Patch:
     """uint8 HxWx3 RGB.  Without ``blurred``, ``sharp`` carries the blur's margin on every side."""
 
+    name: str
     sharp: Image
     blurred: Image | None = None
 
@@ -28,23 +32,42 @@ class Patch:
 class Source(Protocol):
     """Draws patches of ``side_px`` pixels (plus ``margin_px`` on every side where blur is still to be made)."""
 
+    cache: ImageCache
+
     def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch: ...
+
+    def files(self) -> Sequence[Path]:
+        """Every file that may be read."""
+        ...
+
+
+class Unreadable(Exception):  # noqa: N818, since it never leaves this module
+    """The drawn file cannot be read; draw another."""
 
 
 @dataclass
 class ImageCache:
-    """Decoded files, kept until ``budget_bytes`` are used; a file that cannot be read is reported once."""
+    """Decoded files, kept until ``budget_bytes`` are used; a file that cannot be read is tried once and remembered."""
 
-    budget_bytes: int = 4 << 30
+    budget_bytes: int = 2 << 30
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    """Files that cannot be read, and why."""
     _images: dict[Path, Image] = field(default_factory=dict)
 
     def __getitem__(self, path: Path) -> Image:
         image = self._images.get(path)
-        if image is None:
+        if image is not None:
+            return image
+        if path in self.unreadable:
+            raise Unreadable
+        try:
             image = read_image(path)
+        except (InputError, MissingFileError, OSError) as error:
+            self.unreadable[path] = str(error)
+            raise Unreadable from None
+        if image.nbytes <= self.budget_bytes:
             self.budget_bytes -= image.nbytes
-            if self.budget_bytes > 0:
-                self._images[path] = image
+            self._images[path] = image
         return image
 
 
@@ -55,31 +78,41 @@ class Photos:
     paths: list[Path]
     cache: ImageCache = field(default_factory=ImageCache)
 
+    def files(self) -> Sequence[Path]:
+        return self.paths
+
     def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:
-        image = self.cache[self.paths[rng.integers(len(self.paths))]]
+        index, (image,) = _readable(rng, len(self.paths), lambda i: [self.paths[i]], self.cache)
         wanted = side_px + 2 * margin_px
         smallest = max(wanted / min(image.shape[:2]), 0.25)
         scale = float(np.exp(rng.uniform(np.log(smallest), 0))) if smallest < 1 and rng.random() < 0.7 else 1.0
-        crop = _crop(rng, image, min(int(np.ceil(wanted / scale)), min(image.shape[:2])))
+        crop = _crop(rng, image, min(int(np.ceil(wanted / scale)), min(image.shape[:2])) if scale < 1 else wanted)
         if scale < 1:
-            crop = cv2.resize(crop, (wanted, wanted), interpolation=cv2.INTER_AREA)
-        return Patch(_turned(rng, _reflected(crop, wanted))[0])
+            crop = np.asarray(cv2.resize(crop, (wanted, wanted), interpolation=cv2.INTER_AREA), np.uint8)
+        return Patch(str(self.paths[index]), _turned(rng, _reflected(crop, wanted)))
 
 
 @dataclass
 class Pairs:
     """Blurred photographs with their ground truth."""
 
-    paths: list[tuple[Path, Path]]
+    paths: list[PathPair]
     cache: ImageCache = field(default_factory=ImageCache)
 
-    def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:
-        blurred, sharp = (self.cache[path] for path in self.paths[rng.integers(len(self.paths))])
+    def files(self) -> Sequence[Path]:
+        return [path for pair in self.paths for path in pair]
+
+    def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:  # noqa: ARG002
+        index, (blurred, sharp) = _readable(rng, len(self.paths), lambda i: self.paths[i], self.cache)
+        name = str(self.paths[index][0])
         if blurred.shape != sharp.shape:
-            raise InputError(f"a pair has sizes {blurred.shape} and {sharp.shape}; they must agree")
-        both = _crop(rng, np.concatenate([blurred, sharp], axis=2), side_px)
-        turned, _ = _turned(rng, _reflected(both, side_px))
-        return Patch(sharp=turned[..., 3:], blurred=turned[..., :3])
+            raise InputError(
+                f"{name} has {blurred.shape[1]}x{blurred.shape[0]} pixels but {self.paths[index][1]} "
+                f"{sharp.shape[1]}x{sharp.shape[0]}; sizes must agree"
+            )
+        top, left = _corner(rng, sharp, side_px)
+        both = [image[top : top + side_px, left : left + side_px] for image in (blurred, sharp)]
+        return _pair(rng, name, _reflected(np.concatenate(both, axis=2), side_px))
 
 
 @dataclass
@@ -91,35 +124,36 @@ class Frames:
     window: tuple[int, int] = (5, 15)
     gamma: float = 2.2
 
-    def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:
-        half = int(rng.integers(self.window[0] // 2, min(self.window[1], len(self.paths)) // 2 + 1))
-        middle = int(rng.integers(half, len(self.paths) - half))
-        frames = [self.cache[path] for path in self.paths[middle - half : middle + half + 1]]
-        top, left = _corner(rng, frames[0], side_px)
+    def files(self) -> Sequence[Path]:
+        return self.paths
+
+    def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:  # noqa: ARG002
+        half = int(rng.integers(self.window[0] // 2, (min(self.window[1], len(self.paths)) - 1) // 2 + 1))
+        size = 2 * half + 1
+        first, frames = _readable(rng, len(self.paths) - size + 1, lambda i: self.paths[i : i + size], self.cache)
+        name = self.paths[first + half]
+        if any(frame.shape != frames[half].shape for frame in frames):
+            raise InputError(f"the frames around {name} differ in size; one folder is one sequence")
+        top, left = _corner(rng, frames[half], side_px)
+        crops = [frame[top : top + side_px, left : left + side_px] for frame in frames]
         table = (np.arange(256, dtype=np.float32) / 255) ** self.gamma
-        light = np.zeros((side_px, side_px, 3), np.float32)
-        for frame in frames:
-            light += _reflected(table[frame[top : top + side_px, left : left + side_px]], side_px)
-        blurred = np.rint((light / len(frames)) ** (1 / self.gamma) * 255).astype(np.uint8)
-        sharp = _reflected(frames[half][top : top + side_px, left : left + side_px], side_px)
-        turned, _ = _turned(rng, np.concatenate([blurred, sharp], axis=2))
-        return Patch(sharp=turned[..., 3:], blurred=turned[..., :3])
+        light = sum(table[crop] for crop in crops) / np.float32(len(crops))
+        blurred = np.rint(light ** (1 / self.gamma) * 255).astype(np.uint8)
+        return _pair(rng, str(name), _reflected(np.concatenate([blurred, crops[half]], axis=2), side_px))
 
 
-def photos(folders: list[Path]) -> Photos:
-    """All photographs in ``folders``; raises InputError if there are none."""
-    paths = [path for folder in folders for path in list_images(folder)]
-    if not paths:
-        raise InputError(f"no photographs in {', '.join(map(str, folders))}")
-    return Photos(paths)
-
-
-def frames(folder: Path) -> Frames:
-    """Consecutive frames, in the order of their names; raises InputError if there are fewer than five."""
-    paths = list_images(folder)
-    if len(paths) < 5:
-        raise InputError(f"{folder} holds {len(paths)} frames; at least 5 consecutive ones are needed")
-    return Frames(paths)
+def _readable(
+    rng: np.random.Generator, count: int, paths: Callable[[int], Sequence[Path]], cache: ImageCache
+) -> tuple[int, list[Image]]:
+    """A random index below ``count`` and the images at ``paths(index)``; another one while a file cannot be read."""
+    for _ in range(100):
+        index = int(rng.integers(count))
+        try:
+            return index, [cache[path] for path in paths(index)]
+        except Unreadable:
+            pass
+    reason = next(iter(cache.unreadable.values()))
+    raise InputError(f"{len(cache.unreadable)} or more training files cannot be read, first: {reason}")
 
 
 def _corner(rng: np.random.Generator, image: Image, side: int) -> tuple[int, int]:
@@ -132,7 +166,7 @@ def _crop(rng: np.random.Generator, image: Image, side: int) -> Image:
     return image[top : top + side, left : left + side]
 
 
-def _reflected(image: np.ndarray, side: int) -> np.ndarray:
+def _reflected(image: Image, side: int) -> Image:
     """Filled up to ``side`` by reflection, for photographs smaller than the patch."""
     height, width = image.shape[:2]
     if height >= side and width >= side:
@@ -140,8 +174,13 @@ def _reflected(image: np.ndarray, side: int) -> np.ndarray:
     return np.pad(image, ((0, max(side - height, 0)), (0, max(side - width, 0)), (0, 0)), mode="symmetric")
 
 
-def _turned(rng: np.random.Generator, image: Image) -> tuple[Image, int]:
+def _turned(rng: np.random.Generator, image: Image) -> Image:
     """One of the eight symmetries of the square."""
     which = int(rng.integers(8))
     turned = np.rot90(image, which % 4)
-    return np.ascontiguousarray(turned[:, ::-1] if which >= 4 else turned), which
+    return np.ascontiguousarray(turned[:, ::-1] if which >= 4 else turned)
+
+
+def _pair(rng: np.random.Generator, name: str, both: Image) -> Patch:
+    turned = _turned(rng, both)
+    return Patch(name, sharp=turned[..., 3:], blurred=turned[..., :3])

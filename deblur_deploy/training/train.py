@@ -2,246 +2,252 @@
 
 from __future__ import annotations
 
-import csv
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import cast
 
 import msgspec
-import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from deblur_deploy.errors import InputError, TrainingError
-from deblur_deploy.evaluation.quality import Image, Pair, Quality, mean_quality, measure
-from deblur_deploy.files import writing_file
-from deblur_deploy.training.batches import Batches
-from deblur_deploy.training.checkpoint import save_checkpoint
+from deblur_deploy.errors import InputError, ModelError, TrainingError
+from deblur_deploy.files import existing
+from deblur_deploy.training.batches import Batch, Batches
+from deblur_deploy.training.checkpoint import save_checkpoint, save_tensors
+from deblur_deploy.training.config import TrainConfig
+from deblur_deploy.training.log import Clock, Log
 from deblur_deploy.training.losses import parse_loss
+from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.unet import UNet
+from deblur_deploy.training.validation import PairSets, SetQuality, validate
 
 
-class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One step of progressive training."""
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is, after every step."""
 
-    share: float
-    """Share of all steps."""
-    patches: int
-    """Patches in a batch."""
-    side_px: int
-    """Height and width of a patch."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("share", self.share), ("patches", self.patches), ("side_px", self.side_px)):
-            if value <= 0:
-                raise ValueError(f"{name} is {value}; allowed: more than 0")
-
-
-class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to train, apart from network and data."""
-
-    steps: int = 8000
-    """Optimizer steps."""
-    stages: tuple[Stage, ...] = (
-        Stage(share=0.35, patches=32, side_px=128),
-        Stage(share=0.35, patches=16, side_px=192),
-        Stage(share=0.30, patches=16, side_px=256),
-    )
-    """Patch sizes, from low to high."""
-    loss: str = "l1=1"
-    """Weighted sum of mse, l1, charbonnier, ssim, fft, perceptual."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    """Adam, or Adam with decoupled weight decay."""
-    learning_rate: float = 1e-3
-    """Highest learning rate."""
-    weight_decay: float = 1e-4
-    """Decoupled weight decay (AdamW only)."""
-    warmup_steps: int = 200
-    """Steps over which the learning rate rises; it then falls along a cosine to 1 % of its height."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    ema: float = 0.999
-    """Decay of the averaged weights, which are the ones that are validated and saved."""
-    seed: int = 0
-    """Seed of data order, blur and initial weights."""
-    workers: int = 1
-    """Processes that make batches ahead."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of forward and backward passes."""
-    validate_every: int = 1000
-    """Steps between validations (and log lines)."""
-    save_every_s: float = 60
-    """Seconds between saved states."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "clip_norm", "validate_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: more than 0")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; allowed: 0 or more, below 1")
-        if not self.stages:
-            raise ValueError("stages is empty; allowed: one or more")
-
-    def schedule(self) -> list[tuple[int, int, int]]:
-        """(first step, patches, side in pixels) of each stage."""
-        shares = np.cumsum([0.0, *(stage.share for stage in self.stages)])
-        firsts = np.rint(shares / shares[-1] * self.steps).astype(int)
-        return [(int(first), s.patches, s.side_px) for first, s in zip(firsts, self.stages, strict=False)]
-
-    def rate(self, step: int) -> float:
-        """Learning rate at ``step``."""
-        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        progress = min(1.0, max(0, step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1))
-        return self.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-@dataclass
-class TorchRestorer:
-    """A network as a ``Restorer``: the plain float reference that everything else is compared with."""
-
-    model: UNet
-
-    @torch.inference_mode()
-    def __call__(self, image: Image) -> Image:
-        device = next(self.model.parameters()).device
-        batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
-        restored = (self.model(batch).clamp(0, 1) * 255).round()
-        return restored[0].permute(1, 2, 0).to(torch.uint8).cpu().numpy()
-
-
-def validate(model: UNet, sets: dict[str, list[Pair]]) -> dict[str, Quality]:
-    """Mean quality of ``model`` on each named set of pairs."""
-    restorer = TorchRestorer(model)
-    return {name: mean_quality(measure(restorer, pair) for pair in pairs) for name, pairs in sets.items()}
+    step: int
+    loss: float
+    """Of this step."""
+    images_per_s: float
+    """Patches a second since the last log line."""
+    waiting: float
+    """Share of that time spent waiting for data."""
+    quality: dict[str, SetQuality] = field(default_factory=dict)
+    """The validation, on the steps that had one."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Files that turned out not to be readable so far, and why."""
 
 
 class Trainer:
     """One run in one folder: ``state.safetensors`` (to resume), ``last`` and ``best`` checkpoints, ``log.csv``."""
 
-    def __init__(self, model: UNet, config: TrainConfig, out: Path, accelerator: Accelerator | None = None) -> None:
-        self.config, self.out = config, out
-        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    def __init__(
+        self,
+        model: UNet,
+        config: TrainConfig,
+        out: Path,
+        *,
+        accelerator: Accelerator | None = None,
+        data_id: str = "",
+        vgg_weights: Path | None = None,
+    ) -> None:
+        """``data_id`` names the data, so that ``load_state`` can refuse to go on with other data."""
+        self.config, self.out, self.data_id = config, out, data_id
+        self.accelerator = accelerator or make_accelerator(config)
         self.device = self.accelerator.device
-        self.plain = model.to(self.device, memory_format=torch.channels_last)
-        self.ema = AveragedModel(self.plain, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        self.plain = model.to(self.device)
+        average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+        self.ema = AveragedModel(self.plain, multi_avg_fn=average)
+        self.supervised = Supervised(self.plain, multi_scale=config.multi_scale > 0).to(self.device)
+        # channels_last, since convolutions on every device are fastest so; mypy does not know this form of ``to``.
+        cast("nn.Module", self.supervised).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         decay = config.weight_decay if config.optimizer == "adamw" else 0.0
-        self.optimizer = kind(self.plain.parameters(), lr=config.learning_rate, weight_decay=decay)
-        self.model = self.accelerator.prepare_model(self.plain)
-        self.loss = parse_loss(config.loss)
+        self.optimizer = kind(self.supervised.parameters(), lr=config.learning_rate, weight_decay=decay)
+        self.model: nn.Module = self.accelerator.prepare_model(self.supervised)
+        self.loss = parse_loss(config.loss, vgg_weights).to(self.device)
         self.step = 0
         self.best_gain = -math.inf
+        self._stop = self._asked_to_stop = False
 
-    def run(self, batches: Batches, sets: dict[str, list[Pair]], on_step: object = None) -> dict[str, Quality]:
-        """Train to the last step; returns the last validation."""
-        config, quality = self.config, {}
+    def run(
+        self, batches: Batches, sets: PairSets, watch: Callable[[Progress], None] | None = None
+    ) -> dict[str, SetQuality]:
+        """Train to the last step, or until a signal asks to stop; returns the last validation.
+
+        ``step`` tells afterwards how far it came.  Raises TrainingError, with the last good state on disk, if the loss
+        is not finite.
+        """
+        config, quality = self.config, dict[str, SetQuality]()
+        main = self.accelerator.is_main_process
+        batches.blur_here = self.device.type != "cuda"
+        log = Log(self.out / "log.csv", list(sets), from_step=self.step) if main else None
         loader = batches.load(self.step, config.steps, config.workers)
-        saved, recent = time.monotonic(), []
-        started, first = time.monotonic(), self.step
-        while self.step < config.steps:
-            recent.append(self._train_step(next(loader)))
-            if callable(on_step):
-                on_step(self.step, recent[-1])
-            if self.step % config.validate_every == 0 or self.step == config.steps:
-                quality = validate(self.averaged(), sets)
-                pace = (time.monotonic() - started) / (self.step - first)
-                self._log(float(np.mean(recent)), pace, quality)
-                gain = float(np.mean([row.gain_db for row in quality.values()])) if quality else self.step
-                if gain >= self.best_gain:
-                    self.best_gain = gain
-                    save_checkpoint(self.averaged(), self.out / "best.safetensors", {"step": str(self.step)})
-                recent = []
-            if time.monotonic() - saved > config.save_every_s or self.step == config.steps:
-                self.save_state()
-                saved = time.monotonic()
-        save_checkpoint(self.averaged(), self.out / "last.safetensors", {"step": str(self.step)})
+        saved, clock = time.monotonic(), Clock()
+        with self._listening():
+            while self.step < config.steps and not self._stop:
+                with clock.waiting():
+                    batch = next(loader)
+                loss = self._train_step(batch.finished(batches.blur, self.device))
+                clock.images += batches.shape(self.step - 1)[0]
+                clock.losses.append(loss)
+                last = self.step == config.steps
+                due = main and (last or self.step % config.validate_every == 0)
+                with clock.paused():
+                    checked = validate(self.averaged(), sets) if due else {}
+                quality = checked or quality
+                if due:
+                    self._keep_best(checked)
+                if watch:
+                    rates = {"images_per_s": clock.images_per_s, "waiting": clock.share_waiting}
+                    watch(Progress(step=self.step, loss=loss, quality=checked, unreadable=batch.unreadable, **rates))
+                if log and (self.step % config.log_every == 0 or checked or last):
+                    log.write(self.step, config.rate(self.step - 1), clock, checked)
+                    clock = Clock()
+                if main and (time.monotonic() - saved > config.save_every_s or last or self._stop):
+                    self.save_state()
+                    saved = time.monotonic()
         return quality
 
     def averaged(self) -> UNet:
-        """The averaged weights."""
-        return self.ema.module if self.step else self.plain
+        """The averaged weights, ready to measure or save."""
+        return cast("UNet", self.ema.module).eval()
 
-    def _train_step(self, batch: tuple[Tensor, Tensor]) -> float:
+    def _train_step(self, batch: Batch) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
         blurred, sharp = (
-            images.to(self.device, non_blocking=True).float().div(255).contiguous(memory_format=torch.channels_last)
-            for images in batch
+            images.float().div(255).contiguous(memory_format=torch.channels_last)
+            for images in (batch.blurred, batch.sharp)
         )
         self.plain.train()
-        bf16 = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
-            restored = self.model(blurred)
-        loss = self.loss(restored.float(), sharp)
+        images = self.model(blurred)
+        loss = self.supervised.loss([image.float() for image in images], sharp, self.loss, self.config.multi_scale)
         self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip_norm)
-        if not torch.isfinite(loss) or not torch.isfinite(norm):
-            raise TrainingError(f"loss is {loss.item()} at step {self.step}; lower --learning-rate and --resume")
+        norm = nn.utils.clip_grad_norm_(self.supervised.parameters(), self.config.clip_norm)
+        value = self._agreed(loss.detach())
+        if not math.isfinite(value) or not math.isfinite(norm.item()):
+            names = ", ".join(sorted(set(batch.names)))
+            raise TrainingError(
+                f"loss is {value} and the gradient's norm {norm.item()} at step {self.step}; {self.out} keeps the last "
+                f"good checkpoint: lower --learning-rate and start from it with --init. The batch was made of {names}"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update_parameters(self.plain)
         self.step += 1
-        return loss.item()
+        return value
 
-    def _log(self, loss: float, seconds_per_step: float, quality: dict[str, Quality]) -> None:
-        row: dict[str, object] = {"step": self.step, "loss": f"{loss:.5f}", "s_per_step": f"{seconds_per_step:.3f}"}
-        for name, result in quality.items():
-            row |= {f"{name}_{key}": f"{value:.4f}" for key, value in asdict(result).items()}
-            row[f"{name}_gain_db"] = f"{result.gain_db:.3f}"
-        path = self.out / "log.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+    def _agreed(self, loss: Tensor) -> float:
+        """The loss over all processes; also lets them stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            self._stop = self._asked_to_stop
+            return loss.item()
+        both = torch.stack([loss, loss.new_tensor(float(self._asked_to_stop))])
+        mean, asked = cast("Tensor", self.accelerator.reduce(both, "mean")).tolist()
+        self._stop = asked > 0
+        return float(mean)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the step that is under way; a second one ends it at once."""
+        self._asked_to_stop = self._stop = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(_number: int, _frame: object) -> None:
+            if self._asked_to_stop:
+                raise KeyboardInterrupt
+            self._asked_to_stop = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _keep_best(self, quality: dict[str, SetQuality]) -> None:
+        gain = sum(row.mean.gain_db for row in quality.values()) / len(quality) if quality else math.inf
+        if gain >= self.best_gain:
+            self.best_gain = gain
+            save_checkpoint(self.averaged(), self.out / "best.safetensors", self._notes(quality))
+
+    def _notes(self, quality: dict[str, SetQuality]) -> dict[str, str]:
+        gains = {name: round(row.mean.gain_db, 4) for name, row in quality.items()}
+        return {"step": str(self.step), "gain_db": msgspec.json.encode(gains).decode()}
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": value for name, value in self.plain.state_dict().items()}
+        tensors |= {f"heads.{name}": value for name, value in self.supervised.heads.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
         return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
 
     def save_state(self) -> None:
-        """Write everything that ``load_state`` needs, whole or not at all."""
+        """Write everything that ``load_state`` needs, and the ``last`` checkpoint, each whole or not at all."""
         notes = {"step": self.step, "best_gain": self.best_gain if math.isfinite(self.best_gain) else -1e9}
-        metadata = {"config": msgspec.json.encode(self.config).decode(), "notes": msgspec.json.encode(notes).decode()}
-        with writing_file(self.out / "state.safetensors") as temporary:
-            save_file(self._tensors(), temporary, metadata)
+        metadata = {
+            "config": msgspec.json.encode(self.config).decode(),
+            "notes": msgspec.json.encode(notes).decode(),
+            "data": self.data_id,
+        }
+        save_tensors(self._tensors(), self.out / "state.safetensors", metadata)
+        save_checkpoint(self.averaged(), self.out / "last.safetensors", self._notes({}))
 
     def load_state(self) -> None:
-        """Go on where ``save_state`` left; raises InputError if that run had another config."""
-        path = self.out / "state.safetensors"
-        with safe_open(path, framework="pt", device=str(self.device)) as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if msgspec.json.decode(metadata["config"], type=TrainConfig) != self.config:
+        """Go on where ``save_state`` left.
+
+        Raises MissingFileError without a saved state, InputError if that run had other settings or data, ModelError if
+        the file is damaged.
+        """
+        path = existing(self.out / "state.safetensors", kind="file")
+        for leftover in self.out.glob(".*-*.safetensors"):
+            leftover.unlink()  # half-written when the process was killed
+        try:
+            with safe_open(path, framework="pt", device=str(self.device)) as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+            config = msgspec.json.decode(metadata["config"], type=TrainConfig)
+            notes = msgspec.json.decode(metadata["notes"])
+        except (SafetensorError, KeyError, TypeError, msgspec.MsgspecError) as error:
+            raise ModelError(f"{path} is damaged ({error}); use --init {self.out}/best.safetensors instead") from None
+        if not self.config.same_run(config):
             raise InputError(f"{path} belongs to a run with other settings; use the same ones or another --out")
-        notes = msgspec.json.decode(metadata["notes"])
-        self.step, self.best_gain = notes["step"], notes["best_gain"]
-        self.plain.load_state_dict(_under("model.", tensors))
-        self.ema.load_state_dict(_under("ema.", tensors))
+        if self.data_id and metadata.get("data", "") not in ("", self.data_id):
+            raise InputError(f"{path} belongs to a run on other data or other blur; use the same or another --out")
+        try:
+            self.plain.load_state_dict(_under("model.", tensors))
+            self.supervised.heads.load_state_dict(_under("heads.", tensors))
+            self.ema.load_state_dict(_under("ema.", tensors))
+        except RuntimeError:
+            raise InputError(f"{path} belongs to another network; use the same --preset or another --out") from None
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer.", tensors).items():
             index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.best_gain = notes["step"], notes["best_gain"]
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Device placement, mixed precision and processes (as ``accelerate launch`` asks for, or just this one)."""
+    precision = "bf16" if config.precision == "bf16" else "no"
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def load_sets(folders: Iterable[Path], read: object) -> dict[str, list[Pair]]:
-    """Validation pairs by folder name."""
-    return {folder.name: list(read(folder)) for folder in folders}  # type: ignore[operator]

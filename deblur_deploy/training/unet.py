@@ -56,7 +56,7 @@ class UNetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def size_divisor(self) -> int:
         """The network works on heights and widths that are multiples of this."""
-        return self.stem * 2 ** (len(self.encoder) - 1)
+        return self.stem << (len(self.encoder) - 1)
 
     @property
     def receptive_radius_px(self) -> int:
@@ -66,8 +66,8 @@ class UNetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         pixel inside one cell of the coarsest grid, which adds less than one ``size_divisor``.
         """
         levels = len(self.encoder)
-        convolutions = sum(2**level * len(block) for level, block in enumerate(self.encoder))
-        convolutions += sum(2 ** (levels - 2 - i) * len(block) for i, block in enumerate(self.decoder))
+        convolutions = sum(len(block) << level for level, block in enumerate(self.encoder))
+        convolutions += sum(len(block) << (levels - 2 - i) for i, block in enumerate(self.decoder))
         return self.stem * convolutions + self.size_divisor - 1
 
     @property
@@ -147,8 +147,11 @@ class UNet(nn.Module):
 
     def core(self, image: Tensor) -> Tensor:
         """``forward`` for heights and widths that are already multiples of ``size_divisor``."""
-        head = self.head(self.features(image)[-1])
-        restored = F.pixel_shuffle(head, self.config.stem) if self.config.stem > 1 else head
+        return self.composed(image, self.features(image)[-1])
+
+    def composed(self, image: Tensor, feature: Tensor) -> Tensor:
+        """The restored image, from the last of ``features``."""
+        restored = to_image(self.head(feature), self.config.stem)
         return image + restored if self.config.residual else restored
 
     def features(self, image: Tensor) -> list[Tensor]:
@@ -162,6 +165,11 @@ class UNet(nn.Module):
         for up, block in zip(self.up, self.decoder, strict=True):
             outputs.append(block(torch.cat([up(outputs[-1]), skips.pop()], dim=1)))
         return outputs
+
+
+def to_image(head: Tensor, stem: int) -> Tensor:
+    """(N, 3 stem^2, H, W) as an image (N, 3, stem H, stem W)."""
+    return F.pixel_shuffle(head, stem) if stem > 1 else head
 
 
 def pad_to_multiple(image: Tensor, divisor: int) -> Tensor:

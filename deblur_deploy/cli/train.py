@@ -1,0 +1,221 @@
+"""``deblur-train``: photographs, pairs or frames go in, a checkpoint that ``deblur-export`` reads comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deblur_deploy.cli.common import INTERRUPTED, OK, guarded
+from deblur_deploy.cli.watching import Watcher
+from deblur_deploy.errors import InputError
+from deblur_deploy.evaluation.quality import PairSet
+from deblur_deploy.files import refuse_existing
+from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+from deblur_deploy.training.batches import Batches
+from deblur_deploy.training.blur import BlurConfig, load_kernels
+from deblur_deploy.training.checkpoint import load_checkpoint
+from deblur_deploy.training.config import Stage, TrainConfig
+from deblur_deploy.training.discovery import Found, find_sources, inspect
+from deblur_deploy.training.figures import as_pairs, before_after, learning_curve, preview
+from deblur_deploy.training.sources import ImageCache, Pairs
+from deblur_deploy.training.train import Trainer, make_accelerator
+from deblur_deploy.training.unet import PRESETS, Preset, UNet, parameter_count
+from deblur_deploy.training.validation import PairSets, TorchRestorer
+
+
+class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Train or fine-tune a deblurring U-Net.
+
+    Each INPUT is a folder of sharp photographs (searched with all folders below, blurred on the fly), a folder with
+    pairs (sharp/NAME beside blur/NAME or blur_gamma/NAME, at any depth), a CSV file of pairs (two columns, blurred and
+    sharp), or a high-frame-rate video. PATH=0.3 gives an input 30 % of the samples; inputs without a share divide the
+    rest equally. Example: deblur-train photos/ gopro/train=0.3 --frames clip240.mp4=0.2 --val gopro/test --out run
+    """
+
+    inputs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Photographs, pairs (folder or CSV) or videos; PATH or PATH=SHARE."""
+    out: Path
+    """Folder of the run: checkpoints, state, log.csv, figures."""
+    frames: tuple[str, ...] = ()
+    """Folders of consecutive frames (200 a second or more), or videos; an odd number of them averages to one blur."""
+    val: tuple[Path, ...] = ()
+    """Pairs to validate on, in the same layouts."""
+    preset: Preset = "hd"
+    """Which network; ignored with --init."""
+    init: str | None = None
+    """Fine-tune this checkpoint instead of starting anew; "shipped" is the one that comes with the package."""
+    resume: bool = False
+    """Go on where the run in --out stopped; give the same arguments as before."""
+    force: bool = False
+    """Replace a run that is already in --out."""
+    preview: int = 0
+    """Write a sheet of this many blurred/sharp samples to OUT/preview.png, and stop."""
+    kernels: Path | None = None
+    """Measured blur kernels: an .npz of (N, K, K) arrays."""
+    vgg_weights: Path | None = None
+    """VGG19 weights in torchvision's layout, for the perceptual loss."""
+    cache_gb: float = 2.0
+    """Memory for decoded images, all processes together."""
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig()
+    blur: BlurConfig = BlurConfig()
+
+    def __post_init__(self) -> None:
+        if self.resume and self.force:
+            raise ValueError("resume is given with force; allowed: one of the two")
+        if self.preview < 0 or self.cache_gb < 0:
+            raise ValueError("preview or cache_gb is negative; allowed: 0 or more")
+
+
+def parse(argv: Sequence[str] | None) -> TrainCommand:
+    """Command line to command; exits with status 2 and a message if it does not make sense."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def stage(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Stage] | None:
+        if info.type is not Stage:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="SHARE:PATCHESxSIDE",
+            instance_from_str=lambda texts: Stage.parse(texts[0]),
+            is_instance=lambda value: isinstance(value, Stage),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    try:
+        return tyro.cli(TrainCommand, prog="deblur-train", args=argv, registry=registry)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
+    """Train as ``command`` says; ``again`` is the command line that resumes it.  Returns the exit status."""
+    config, out = command.train, command.out
+    if not command.resume and not command.preview:
+        refuse_existing(out, force=command.force)
+    accelerator = make_accelerator(config)
+    console = Console(quiet=not accelerator.is_main_process, highlight=False)
+    accelerator.wait_for_everyone()
+    cache = ImageCache(int(command.cache_gb * 2**30) // (max(config.workers, 1) * accelerator.num_processes))
+    with accelerator.main_process_first():
+        found = find_sources(command.inputs, command.frames, frames_folder=out / "frames", cache=cache)
+    batches = Batches(
+        [pair for item in found for pair in item.weighted()],
+        command.blur,
+        config.schedule(),
+        seed=config.seed,
+        kernels=load_kernels(str(command.kernels)) if command.kernels else None,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    _tell(console, found, batches)
+    if command.preview:
+        preview(batches, command.preview, out / "preview.png")
+        console.print(f"wrote {out / 'preview.png'}: blurred left, sharp right of each pair")
+        return OK
+    sets = _validation(command.val)
+    model = _network(command, console)
+    trainer = Trainer(
+        model, config, out, accelerator=accelerator, data_id=_identity(found, batches), vgg_weights=command.vgg_weights
+    )
+    console.print(f"on {trainer.device} x {accelerator.num_processes}, {config.precision}, {config.steps} steps")
+    if command.resume:
+        trainer.load_state()
+        console.print(f"resuming at step {trainer.step} of {config.steps}")
+    elif accelerator.is_main_process:
+        for name in ("state.safetensors", "best.safetensors", "last.safetensors", "log.csv"):
+            (out / name).unlink(missing_ok=True)
+    with Watcher(console, config, trainer.step) as watcher:
+        trainer.run(batches, sets, watcher if accelerator.is_main_process else None)
+    if trainer.step < config.steps:
+        console.print(
+            f"stopped at step {trainer.step}, everything is saved; go on with\n  {escape(again)}", soft_wrap=True
+        )
+        return INTERRUPTED
+    if accelerator.is_main_process:
+        learning_curve(out / "log.csv", out / "curve.png")
+        batches.blur_here = True
+        shown = sets or {"training": as_pairs(batches[config.steps])}
+        before_after(TorchRestorer(trainer.averaged()), shown, out / "sheet.png")
+        console.print(f"wrote {out}: best.safetensors, last.safetensors, log.csv, curve.png, sheet.png")
+    accelerator.end_training()
+    return OK
+
+
+def _network(command: TrainCommand, console: Console) -> UNet:
+    if command.init:
+        path = DEFAULT_CHECKPOINT if command.init == "shipped" else Path(command.init)
+        model, name = load_checkpoint(path), str(path)
+    else:
+        torch.manual_seed(command.train.seed)
+        model, name = UNet(PRESETS[command.preset]), command.preset
+    size = f"{parameter_count(model) / 1e6:.2f} M parameters, {model.config.macs_per_pixel / 1e3:.1f} kMAC a pixel"
+    console.print(escape(f"network {name}: {size}"), soft_wrap=True)
+    return model
+
+
+def _validation(paths: Sequence[Path]) -> PairSets:
+    sets = {path: PairSet(path) for path in paths}
+    for pairs in sets.values():
+        inspect([Pairs(pairs.paths)], 1, 0)  # names a pair of different sizes now, not after the first thousand steps
+    short = len({path.stem for path in paths}) == len(paths)
+    return {path.stem if short else str(path): pairs for path, pairs in sets.items()}
+
+
+def _tell(console: Console, found: Sequence[Found], batches: Batches) -> None:
+    """What was found, and what is wrong with it."""
+    table = Table("input", "kind", "files", "share", box=None, pad_edge=False)
+    for item in found:
+        count = sum(len(source.files()) for source in item.sources)
+        table.add_row(escape(str(item.path)), item.kind, str(count), f"{item.share / sum(f.share for f in found):.0%}")
+    console.print(table)
+    for item in found:
+        if item.note:
+            _note(console, item.note)
+    side = max(side for _, _, side in batches.stages)
+    seen = inspect(batches.sources, side, batches.blur.margin_px)
+    if seen.small:
+        wanted = f"a patch of {side} px (plus {batches.blur.margin_px} px of margin where blur is made)"
+        _note(
+            console,
+            f"{len(seen.small)} of {seen.files} images are smaller than {wanted}, first {seen.small[0]}; "
+            "they are used, filled up by reflection",
+        )
+    if seen.unreadable:
+        first = f"first {seen.unreadable[0]}"
+        _note(console, f"{len(seen.unreadable)} of {seen.files} files are no readable images and are skipped, {first}")
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(f"[yellow]note[/]: {escape(text)}", soft_wrap=True)
+
+
+def _identity(found: Sequence[Found], batches: Batches) -> str:
+    """Names everything that decides which samples a step sees, wherever the folders lie."""
+    files = [[path.name for path in source.files()] for item in found for source in item.sources]
+    kernels = [kernel.tobytes() for kernel in batches.kernels or []]
+    content = msgspec.json.encode([batches.blur, batches.shares.tolist(), files, kernels])
+    return hashlib.sha256(content).hexdigest()
+
+
+def command(argv: Sequence[str] | None) -> int:
+    """Parse and run."""
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--force", "--resume")]
+    return run(parse(argv), shlex.join(["deblur-train", *words, "--resume"]))
+
+
+main = guarded("deblur-train", command)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Blur/sharp pairs in the layouts that people have them in, found and matched by name; nothing is decoded here."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from deblur_deploy.errors import InputError
+from deblur_deploy.files import existing
+from deblur_deploy.runtime.media import list_images
+
+SHARP = "sharp"
+BLURRED = ("blur", "blur_gamma")
+LAYOUTS = "sharp/NAME beside blur/NAME or blur_gamma/NAME, at any depth, or a CSV file with the columns blur and sharp"
+
+PathPair = tuple[Path, Path]
+"""(blurred, sharp)"""
+
+
+def holds_pairs(path: Path) -> bool:
+    """Whether ``path`` is a CSV file, or a folder with one of the layouts of ``find_pairs`` inside."""
+    return path.suffix.lower() == ".csv" or (path.is_dir() and bool(_folders(path)))
+
+
+def find_pairs(path: Path) -> list[PathPair]:
+    """All pairs at ``path``, sorted: GoPro's ``*/blur``, ``*/blur_gamma`` and ``*/sharp``, the flat form, or a CSV.
+
+    A CSV has two columns, blurred then sharp, relative to the file, unless its first row names them otherwise.
+    Raises MissingFileError if nothing is there, InputError if no pair is, or names the image without a partner.
+    """
+    if path.suffix.lower() == ".csv":
+        return _listed(existing(path, kind="file"))
+    pairs: list[PathPair] = []
+    for blurred_folder, sharp_folder in _folders(existing(path, kind="folder")):
+        blurred, sharp = ({image.stem: image for image in list_images(f)} for f in (blurred_folder, sharp_folder))
+        for names, others, missing in ((blurred, sharp, sharp_folder), (sharp, blurred, blurred_folder)):
+            if lonely := sorted(names.keys() - others.keys()):
+                more = f" and {len(lonely) - 1} more have" if len(lonely) > 1 else " has"
+                raise InputError(f"{names[lonely[0]]}{more} no partner in {missing}; pairs share their file name")
+        pairs += [(blurred[name], sharp[name]) for name in sorted(blurred)]
+    if not pairs:
+        raise InputError(f"no pairs in {path}; wanted: {LAYOUTS}")
+    return pairs
+
+
+def _folders(path: Path) -> list[tuple[Path, Path]]:
+    sharp_folders = sorted({path / SHARP, *path.rglob(SHARP)})
+    candidates = [(folder.parent / name, folder) for folder in sharp_folders for name in BLURRED]
+    return [(blurred, sharp) for blurred, sharp in candidates if blurred.is_dir() and sharp.is_dir()]
+
+
+def _listed(path: Path) -> list[PathPair]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV file ({error}); wanted: {LAYOUTS}") from None
+    order = (0, 1)
+    if rows and {"blur", "sharp"} <= set(header := [cell.lower() for cell in rows[0][1]]):
+        order = header.index("blur"), header.index("sharp")
+        rows = rows[1:]
+    pairs = []
+    for number, row in rows:
+        if len(row) <= max(order):
+            raise InputError(f"{path}, line {number}: {len(row)} columns; two are needed, blurred and sharp")
+        pair = path.parent / row[order[0]], path.parent / row[order[1]]
+        if missing := [image for image in pair if not image.is_file()]:
+            raise InputError(f"{path}, line {number}: no such file: {missing[0]}; paths are relative to the CSV file")
+        pairs.append(pair)
+    if not pairs:
+        raise InputError(f"{path} lists no pairs; wanted: {LAYOUTS}")
+    return pairs

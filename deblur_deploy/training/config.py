@@ -1,0 +1,111 @@
+"""What can be chosen about a training run, apart from network and data."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One step of progressive training."""
+
+    share: float
+    """Share of all steps."""
+    patches: int
+    """Patches in a batch."""
+    side_px: int
+    """Height and width of a patch."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("share", self.share), ("patches", self.patches)):
+            if not value > 0:
+                raise ValueError(f"{name} is {value}; allowed: more than 0")
+        if not 8 <= self.side_px <= 4096:
+            raise ValueError(f"side_px is {self.side_px}; allowed: 8 to 4096")
+
+    @classmethod
+    def parse(cls, text: str) -> Stage:
+        """``0.35:32x128`` is 35 % of the steps with 32 patches of 128x128 pixels; raises ValueError otherwise."""
+        try:
+            share, _, shape = text.rpartition(":")
+            patches, side = shape.split("x")
+            numbers = float(share or 1), int(patches), int(side)
+        except ValueError:
+            raise ValueError(f"stage is {text!r}; allowed: SHARE:PATCHESxSIDE, as in 0.35:32x128") from None
+        return cls(share=numbers[0], patches=numbers[1], side_px=numbers[2])
+
+    def __str__(self) -> str:
+        return f"{self.share:g}:{self.patches}x{self.side_px}"
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to train, apart from network and data."""
+
+    steps: int = 8000
+    """Optimizer steps."""
+    stages: tuple[Stage, ...] = (
+        Stage(share=0.35, patches=32, side_px=128),
+        Stage(share=0.35, patches=16, side_px=192),
+        Stage(share=0.30, patches=16, side_px=256),
+    )
+    """Patch sizes, from low to high."""
+    loss: str = "l1=1"
+    """Weighted sum of mse, l1, charbonnier, ssim, fft, perceptual."""
+    multi_scale: float = 0.0
+    """Weight of the same loss at the decoder's coarser scales (through heads that only training has); 0 is off."""
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    """Adam, or Adam with decoupled weight decay."""
+    learning_rate: float = 1e-3
+    """Highest learning rate."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay (AdamW only)."""
+    warmup_steps: int = 200
+    """Steps over which the learning rate rises; it then falls along a cosine to 1 % of its height."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are the ones that are validated and saved."""
+    seed: int = 0
+    """Seed of data order, blur and initial weights."""
+    workers: int = 1
+    """Processes that make batches ahead."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of forward and backward passes."""
+    validate_every: int = 1000
+    """Steps between validations."""
+    log_every: int = 50
+    """Steps between lines of log.csv."""
+    save_every_s: float = 60
+    """Seconds between saved states."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "learning_rate", "clip_norm", "validate_every", "log_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: more than 0")
+        for name in ("multi_scale", "weight_decay", "warmup_steps", "seed", "workers", "save_every_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; allowed: 0 or more, below 1")
+        if not self.stages:
+            raise ValueError("stages is empty; allowed: one or more")
+
+    def schedule(self) -> list[tuple[int, int, int]]:
+        """(first step, patches, side in pixels) of each stage."""
+        shares = np.cumsum([0.0, *(stage.share for stage in self.stages)])
+        firsts = np.rint(shares / shares[-1] * self.steps).astype(int)
+        return [(int(first), s.patches, s.side_px) for first, s in zip(firsts, self.stages, strict=False)]
+
+    def rate(self, step: int) -> float:
+        """Learning rate at ``step``."""
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        progress = min(1.0, max(0, step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1))
+        return self.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def same_run(self, other: TrainConfig) -> bool:
+        """Whether both lead to the same weights, so that one may go on where the other stopped."""
+        free = {"workers": 0, "validate_every": 1, "log_every": 1, "save_every_s": 0.0}
+        return msgspec.structs.replace(self, **free) == msgspec.structs.replace(other, **free)

@@ -1,0 +1,51 @@
+"""How good a network is on pairs, as a mean and as the image that fares worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from deblur_deploy.evaluation.quality import Pair, Quality, mean_quality, measure
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.training.unet import UNet
+
+PairSets = Mapping[str, Iterable[Pair]]
+"""Validation pairs by the name of their set; gone through once a validation."""
+
+
+@dataclass(frozen=True)
+class TorchRestorer:
+    """A network as a ``Restorer``: the plain float reference that everything else is compared with."""
+
+    model: UNet
+
+    @torch.inference_mode()
+    def __call__(self, image: Image) -> Image:
+        device = next(self.model.parameters()).device
+        batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+        levels = (self.model(batch).clamp(0, 1) * 255).round().to(torch.uint8)
+        restored: Image = levels[0].permute(1, 2, 0).contiguous().cpu().numpy()
+        return restored
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetQuality:
+    """Quality on one set of pairs."""
+
+    mean: Quality
+    worst_gain_db: float
+    """The lowest gain of one image; below zero, the network made it worse."""
+    worst: str
+    """Which image that is."""
+
+
+def validate(model: UNet, sets: PairSets) -> dict[str, SetQuality]:
+    """Quality of ``model`` on each named set of pairs."""
+    restorer, found = TorchRestorer(model), {}
+    for name, pairs in sets.items():
+        rows = [(pair.name, measure(restorer, pair)) for pair in pairs]
+        worst, quality = min(rows, key=lambda row: row[1].gain_db)
+        found[name] = SetQuality(mean=mean_quality(row for _, row in rows), worst_gain_db=quality.gain_db, worst=worst)
+    return found

@@ -1,0 +1,116 @@
+"""A checkpoint comes back exactly, or says in one line why it does not."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from deblur_deploy.errors import MissingFileError, ModelError, OutputError
+from deblur_deploy.training.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
+from deblur_deploy.training.unet import UNet, UNetConfig
+
+CONFIG = UNetConfig(stem=2, encoder=((4,), (6,)), up=(3,), decoder=((4,),))
+JSON = msgspec.json.encode(CONFIG).decode()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_checkpoint(UNet(CONFIG), tmp_path / "net.safetensors", {"step": "7"})
+    return tmp_path / "net.safetensors"
+
+
+def test_round_trip_is_exact(saved: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(saved)
+    torch.manual_seed(0)
+    fresh = UNet(CONFIG)
+    assert model.config == CONFIG
+    assert not model.training
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items())
+    save_checkpoint(model, tmp_path / "again.safetensors", {"step": "7"})
+    assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
+
+
+def broken(kind: str, path: Path) -> None:
+    tensors = UNet(CONFIG).state_dict()
+    match kind:
+        case "empty":
+            path.write_bytes(b"")
+        case "text":
+            path.write_text("these are not the weights\n" * 50)
+        case "pickled":
+            path.write_bytes(pickle.dumps({"a": 1}))
+        case "torch":
+            torch.save(tensors, path)
+        case "foreign":
+            save_file(tensors, path)
+        case "no config":
+            save_file(tensors, path, {CONFIG_KEY: "{"})
+        case "wrong config":
+            other = msgspec.structs.replace(CONFIG, stem=1)
+            save_file(tensors, path, {CONFIG_KEY: msgspec.json.encode(other).decode()})
+        case "impossible config":
+            save_file(tensors, path, {CONFIG_KEY: JSON.replace('"stem":2', '"stem":99')})
+        case "unknown key":
+            save_file(tensors, path, {CONFIG_KEY: JSON.replace('"stem":2', '"stem":2,"depth":3')})
+        case "missing weight":
+            save_file(
+                {name: value for name, value in tensors.items() if name != "head.weight"}, path, {CONFIG_KEY: JSON}
+            )
+        case "nan":
+            tensors["head.bias"][0] = torch.nan
+            save_file(tensors, path, {CONFIG_KEY: JSON})
+
+
+KINDS = ["empty", "text", "pickled", "torch", "foreign", "no config", "wrong config", "impossible config"]
+KINDS += ["unknown key", "missing weight", "nan"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_file_is_a_model_error_of_one_line(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.safetensors"
+    broken(kind, path)
+    with pytest.raises(ModelError) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=30, deadline=None)
+@given(share=st.floats(0, 0.999))
+def test_a_truncated_file_is_a_model_error(share: float, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("truncated")
+    save_checkpoint(UNet(CONFIG), folder / "net.safetensors")
+    data = (folder / "net.safetensors").read_bytes()
+    (folder / "net.safetensors").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ModelError):
+        load_checkpoint(folder / "net.safetensors")
+
+
+def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(MissingFileError, match=path.name):
+            load_checkpoint(path)
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(saved: Path) -> None:
+    before, limits = saved.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=str(saved)):
+            save_checkpoint(UNet(CONFIG), saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
