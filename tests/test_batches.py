@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from photos import write_pairs, write_photos
+from tests.photos import write_pairs, write_photos
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.pairs import find_pairs

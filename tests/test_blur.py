@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from photos import photo
+from tests.photos import photo
 from scipy.ndimage import convolve as reference_convolve
 from scipy.ndimage import shift as reference_shift
 

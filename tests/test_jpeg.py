@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from photos import photo
+from tests.photos import photo
 
 from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.runtime.media import Image

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from photos import photo
+from tests.photos import photo
 from safetensors.torch import save_file
 from skimage.metrics import structural_similarity
 from torch import Tensor

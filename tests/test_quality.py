@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from photos import photo, write_pairs
+from tests.photos import photo, write_pairs
 from skimage.metrics import peak_signal_noise_ratio
 
 from deblur_deploy.errors import InputError, MissingFileError

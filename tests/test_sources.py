@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from photos import photo, write_pairs, write_photos
+from tests.photos import photo, write_pairs, write_photos
 
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from photos import photo, write_pairs, write_photos
+from tests.photos import photo, write_pairs, write_photos
 from safetensors import safe_open
 from safetensors.torch import load_file
 

@@ -54,7 +54,7 @@ def test_a_variant_that_lost_too_much_is_named(fp32, tmp_path):
             value.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(value) + 0.1, value.name))
     onnx.save(model, tmp_path / "int8.onnx")
     broken = replace(fp32, name="int8", path=tmp_path / "int8.onnx", precision="int8")
-    with pytest.raises(VerificationError, match="int8 loses .* dB against fp32"):
+    with pytest.raises(VerificationError, match=r"int8 loses .* dB against fp32"):
         verify([fp32, broken], unet(), PAIRS, RECIPE.verify, ["cpu"])
 
 
