@@ -1,10 +1,9 @@
-"""Small networks and photographs: every path of the real ones, in milliseconds."""
+"""Small networks: every path of the real ones, in milliseconds."""
 
 from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import torch
 from onnx import ModelProto
 
@@ -12,7 +11,6 @@ from deblur_deploy.pipeline.graph import Layout, export_body
 from deblur_deploy.pipeline.quantize import Int8Config
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.pipeline.verify import VerifyConfig
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNet, UNetConfig
 
 CONFIGS = {
@@ -42,11 +40,3 @@ def unet(name: str = "stem4", seed: int = 0) -> UNet:
 def body(name: str, layout: Layout) -> ModelProto:
     """The exported body of :func:`unet`; torch's exporter takes seconds, so each is made once."""
     return export_body(unet(name), layout)
-
-
-def photo(height: int = 48, width: int = 64, seed: int = 0) -> Image:
-    """Smooth colours with edges and noise, uint8 HxWx3."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    waves = [127 + 90 * np.sin(x / rng.uniform(3, 20) + y / rng.uniform(3, 20)) for _ in range(3)]
-    return np.clip(np.stack(waves, -1) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)

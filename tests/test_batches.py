@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.photos import write_pairs, write_photos
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.pairs import find_pairs
@@ -15,6 +14,7 @@ from deblur_deploy.runtime.media import list_images
 from deblur_deploy.training.batches import Batch, Batches, Stages
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.sources import Pairs, Photos, Source
+from tests.photos import write_pairs, write_photos
 
 STAGES: Stages = [(0, 6, 24), (3, 4, 40)]
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.photos import photo
 from scipy.ndimage import convolve as reference_convolve
 from scipy.ndimage import shift as reference_shift
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.training import blur
 from deblur_deploy.training.blur import BlurConfig, BlurPlan, draw_plan, synthesise
+from tests.photos import photo
 
 KINDS = ("shake", "object", "defocus", "gaussian", "measured", "sharp")
 CLEAN = {"highlights": 0.0, "noisy": 0.0, "jpeg": 0.0}

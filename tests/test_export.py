@@ -22,7 +22,8 @@ from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.media import write_image
 from deblur_deploy.training.checkpoint import save_checkpoint
 from deblur_deploy.training.validation import TorchRestorer
-from tests.small import RECIPE, photo, unet
+from tests.photos import photo
+from tests.small import RECIPE, unet
 
 VARIANTS = {"fp32", "fp16", "float", "int8", "int8-planes"}
 
@@ -34,7 +35,7 @@ def room(tmp_path_factory):
     save_checkpoint(unet(), folder / "small.safetensors")
     for seed in range(2):
         for kind in ("blur", "sharp", "calibration"):
-            write_image(folder / kind / f"{seed}.png", photo(seed=seed))
+            write_image(folder / kind / f"{seed}.png", photo(seed))
     recipe = msgspec.structs.replace(RECIPE, pairs=folder, calibration=folder / "calibration")
     write_recipe(recipe, folder / "recipe.toml")
     return folder
@@ -77,7 +78,7 @@ def test_every_file_carries_its_contract(room, bundle):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_engine_runs_the_bundle(bundle, precision):
-    image = photo(61, 83, seed=5)
+    image = photo(5, 61, 83)
     restored = DeblurEngine(bundle, provider="cpu", precision=precision)(image)
     limit = {"fp32": 1, "fp16": 1, "int8": 40}[precision]
     assert np.abs(restored.astype(int) - TorchRestorer(unet())(image)).max() <= limit

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from deblur_deploy.pipeline.graph import Body, Upsample, assemble, export_body, in_half_precision
 from deblur_deploy.pipeline.quantize import to_blocks
 from deblur_deploy.training.validation import TorchRestorer
-from tests.small import CONFIGS, body, photo, unet
+from tests.photos import photo
+from tests.small import CONFIGS, body, unet
 
 LAYOUTS = ("planes", "rows")
 
@@ -50,7 +51,7 @@ def test_upsample_is_the_transposed_convolution(layout):
 def test_body_is_the_network_between_its_rearrangements(name, layout):
     model = unet(name).double()
     divisor, stem = model.config.size_divisor, model.config.stem
-    image = photo(3 * divisor, 5 * divisor)
+    image = photo(0, 3 * divisor, 5 * divisor)
     blocks = torch.from_numpy(to_blocks(image, stem)).double()
     expected = model(torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255)[0]
     copy = unet(name).double()
@@ -65,7 +66,7 @@ def test_body_is_the_network_between_its_rearrangements(name, layout):
 @settings(max_examples=12, deadline=None)
 @given(height=st.integers(1, 90), width=st.integers(1, 90), batch=st.integers(1, 3))
 def test_bytes_in_bytes_out_at_any_size(exported, name, layout, height, width, batch):
-    images = np.stack([photo(height, width, seed) for seed in range(batch)])
+    images = np.stack([photo(seed, height, width) for seed in range(batch)])
     reference = TorchRestorer(unet(name))
     found = exported(name, layout).run(None, {"image": images})[0]
     expected = np.stack([reference(image) for image in images])
@@ -83,7 +84,7 @@ def test_floats_in_floats_out(exported, name):
 
 @pytest.mark.parametrize("value", [0, 255, None])
 def test_half_precision_stays_within_a_level(exported, value):
-    image = photo(33, 47) if value is None else np.full((33, 47, 3), value, np.uint8)
+    image = photo(0, 33, 47) if value is None else np.full((33, 47, 3), value, np.uint8)
     halves = exported("stem4", "planes", half=True).run(None, {"image": image[None]})[0][0]
     assert np.abs(halves.astype(int) - TorchRestorer(unet())(image)).max() <= 1
 

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.photos import photo
 
 from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.jpeg import jpeg_roundtrip
+from tests.photos import photo
 
 
 def ours(images: list[Image], qualities: list[float]) -> list[Image]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.photos import photo
 from safetensors.torch import save_file
 from skimage.metrics import structural_similarity
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from deblur_deploy.errors import InputError, MissingFileError
 from deblur_deploy.training import losses
 from deblur_deploy.training.losses import LOSSES, Perceptual, parse_loss
+from tests.photos import photo
 
 
 def batch(seed: int) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.pipeline import photos
-from tests.small import photo
+from tests.photos import photo
 
 
 def test_builtin_pairs_are_blurred_and_the_same_each_time():
@@ -27,7 +27,7 @@ def test_calibration_shares_no_photograph_with_verification():
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (100, 400), (1, 1)])
 def test_the_timed_image_has_the_size_asked_for_and_content(width, height):
-    image = photos.at_size(photo(), width, height)
+    image = photos.at_size(photo(0), width, height)
     assert image.shape == (height, width, 3)
     assert image.flags.c_contiguous
     assert width == 1 or image.std() > 10

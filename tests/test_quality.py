@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.photos import photo, write_pairs
 from skimage.metrics import peak_signal_noise_ratio
 
 from deblur_deploy.errors import InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs, holds_pairs
 from deblur_deploy.evaluation.quality import PairSet, measure, psnr, psnr_shifted, read_pairs, ssim
 from deblur_deploy.runtime.media import write_image
+from tests.photos import photo, write_pairs
 
 
 def test_psnr_and_ssim_are_the_textbooks() -> None:

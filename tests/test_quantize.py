@@ -13,7 +13,8 @@ from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.pipeline.graph import assemble
 from deblur_deploy.pipeline.quantize import Int8Config, calibration_tiles, quantize_body, to_blocks
 from deblur_deploy.training.validation import TorchRestorer
-from tests.small import CONFIGS, body, photo, unet
+from tests.photos import photo
+from tests.small import CONFIGS, body, unet
 from tests.test_graph import LAYOUTS, session
 
 HOW = Int8Config(tiles=4, tile_px=64)
@@ -23,11 +24,11 @@ HOW = Int8Config(tiles=4, tile_px=64)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_int8_is_close_to_fp32_and_every_convolution_is_int8(name, layout):
     model = unet(name)
-    photos = [photo(80, 96, seed) for seed in range(4)]
+    photos = [photo(seed, 80, 96) for seed in range(4)]
     quantized = quantize_body(body(name, layout), photos, model.config, layout, HOW)
     whole = assemble(quantized, model.config, layout=layout, io="uint8")
     onnx.checker.check_model(whole, full_check=True)
-    image = photo(75, 91, seed=9)
+    image = photo(9, 75, 91)
     assert psnr(session(whole).run(None, {"image": image[None]})[0][0], TorchRestorer(model)(image)) > 38
     made_by = {node.output[0]: node for node in whole.graph.node}
     read_by = Counter(node.op_type for node in whole.graph.node if node.op_type == "Conv")
@@ -43,21 +44,21 @@ def test_int8_is_close_to_fp32_and_every_convolution_is_int8(name, layout):
 
 def test_rows_read_the_image_bytes_without_a_float_in_between():
     model = unet()
-    quantized = quantize_body(body("stem4", "rows"), [photo(64, 64)], model.config, "rows", HOW)
+    quantized = quantize_body(body("stem4", "rows"), [photo(0, 64, 64)], model.config, "rows", HOW)
     whole = assemble(quantized, model.config, layout="rows", io="uint8")
     assert not [node for node in whole.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "blocks"]
 
 
 @given(height=st.integers(16, 200), width=st.integers(16, 200))
 def test_calibration_tiles_fit_the_network(height, width):
-    tiles = calibration_tiles([photo(height, width)], 16, Int8Config(tiles=3, tile_px=100))
+    tiles = calibration_tiles([photo(0, height, width)], 16, Int8Config(tiles=3, tile_px=100))
     assert len(tiles) == 3
     assert all(side % 16 == 0 and side <= 96 for tile in tiles for side in tile.shape[:2])
 
 
 def test_photographs_too_small_to_calibrate_on_are_refused():
     with pytest.raises(InputError, match="16 pixels"):
-        calibration_tiles([photo(15, 200)], 16, HOW)
+        calibration_tiles([photo(0, 15, 200)], 16, HOW)
 
 
 @pytest.mark.parametrize(("field", "value"), [("tiles", 0), ("tile_px", 8)])
@@ -67,7 +68,7 @@ def test_config_names_field_value_and_range(field, value):
 
 
 def test_blocks_are_what_pixel_unshuffle_gives_with_colours_last():
-    image = photo(8, 12)
+    image = photo(0, 8, 12)
     blocks = to_blocks(image, 4)[0]
     assert blocks.shape == (48, 2, 3)
     np.testing.assert_allclose(blocks[(1 * 4 + 2) * 3 + 1, 1, 2] * 255, image[4 + 1, 8 + 2, 1], rtol=1e-6)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.photos import photo, write_pairs, write_photos
 
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs
 from deblur_deploy.runtime.media import write_image
 from deblur_deploy.training.discovery import find_sources, inspect
 from deblur_deploy.training.sources import Frames, ImageCache, Pairs, Photos, Source
+from tests.photos import photo, write_pairs, write_photos
 
 
 def write_video(path: Path, count: int, rate: int = 240) -> Path:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tests.photos import photo, write_pairs, write_photos
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -33,6 +32,7 @@ from deblur_deploy.training.losses import LOSSES
 from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.train import Progress, Trainer
 from deblur_deploy.training.unet import UNet, UNetConfig
+from tests.photos import photo, write_pairs, write_photos
 
 NET = UNetConfig(stem=2, encoder=((8,), (12,)), up=(8,), decoder=((8,),))
 TINY = TrainConfig(

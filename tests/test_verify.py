@@ -9,9 +9,10 @@ from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.verify import VerifyConfig, compare_with_torch, verify
-from tests.small import RECIPE, photo, unet
+from tests.photos import photo
+from tests.small import RECIPE, unet
 
-PAIRS = [Pair(name=str(seed), blurred=photo(seed=seed), sharp=photo(seed=seed)) for seed in range(2)]
+PAIRS = [Pair(name=str(seed), blurred=photo(seed), sharp=photo(seed)) for seed in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def fp32(exporter):
 
 
 def test_an_honest_export_passes_with_every_figure(exporter, fp32):
-    artifacts = [fp32, exporter.floats(), exporter.int8([photo(80, 80)], RECIPE.int8, "rows")]
+    artifacts = [fp32, exporter.floats(), exporter.int8([photo(0, 80, 80)], RECIPE.int8, "rows")]
     results = verify(artifacts, unet(), PAIRS, RECIPE.verify, ["cpu"])
     assert [result.artifact.name for result in results] == ["fp32", "float", "int8"]
     assert results[0].drop_db == 0
@@ -37,14 +38,14 @@ def test_an_honest_export_passes_with_every_figure(exporter, fp32):
 
 def test_other_weights_than_the_checkpoint_are_found(fp32):
     with pytest.raises(VerificationError, match="differs from torch by"):
-        compare_with_torch(fp32, unet(seed=1), [photo()], RECIPE.verify)
+        compare_with_torch(fp32, unet(seed=1), [photo(0)], RECIPE.verify)
 
 
 def test_one_level_in_too_many_values_is_found(fp32):
     model = unet()
     model.head.bias.data += 0.5 / 255
     with pytest.raises(VerificationError, match="differs from torch in"):
-        compare_with_torch(fp32, model, [photo()], RECIPE.verify)
+        compare_with_torch(fp32, model, [photo(0)], RECIPE.verify)
 
 
 def test_a_variant_that_lost_too_much_is_named(fp32, tmp_path):
