@@ -144,7 +144,7 @@ def test_a_wrong_checkpoint_is_one_line_and_status_2(room, tmp_path, capfd, name
         ("[int8]\ntiles = 0", "tiles is 0; allowed: 1 or more - at `$.int8`"),
         ("[verify]\nrounds = 'x'", "Expected `int`, got `str` - at `$.verify.rounds`"),
         ("name = ", ""),
-        ("pairs = '/nowhere'", "no such folder: /nowhere/blur"),
+        ("pairs = '/nowhere'", "no such folder: /nowhere"),
         ("calibration = '/nowhere'", "no such folder: /nowhere"),
         ("[verify]\nproviders = ['cuda']", "provider cuda"),
         ("[verify]\nproviders = ['gpu9']", "no provider is called 'gpu9'"),
