@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from deblur_deploy.errors import DeblurError, InputError
@@ -146,28 +147,36 @@ def steps(entries: Sequence[Entry], plan: Plan) -> int:
 def measure(
     entries: Sequence[Entry], pairs: Sequence[Pair], photo: Image, plan: Plan, on_progress: Progress = lambda _: None
 ) -> Outcome:
-    """Quality on ``pairs``, then latency at each size on ``photo`` scaled to it; one row an entry and size.
+    """Quality on ``pairs`` and latency at each size on ``photo`` scaled to it; one row an entry and size."""
+    quality = measure_quality(entries, pairs, on_progress)
+    outcome = measure_latency(entries, photo, plan, on_progress)
+    by_key = {(entry.model, entry.variant, entry.provider): quality[entry.name] for entry in entries}
+    return replace(outcome, rows=[msgspec.structs.replace(row, **by_key[row.key[:3]]) for row in outcome.rows])
 
-    PSNR to fp32 is taken against the first entry of the same model whose variant is called ``fp32``.
-    """
-    quality = _quality(entries, pairs, on_progress)
+
+def measure_latency(
+    entries: Sequence[Entry], photo: Image, plan: Plan, on_progress: Progress = lambda _: None
+) -> Outcome:
+    """Latency, memory, load and first image at each size, on ``photo`` scaled to it."""
     rows: list[Row] = []
     reference_ms: dict[str, float] = {}
     left = plan.budget_s
     for done, (width, height) in enumerate(sorted(plan.sizes, key=math.prod)):
         share = left / (len(plan.sizes) - done)
-        timed, reference, spent = _latency(entries, at_size(photo, width, height), plan, share, on_progress)
+        size = f"{width}x{height}"
+        timed, reference_ms[size], spent = _latency(entries, at_size(photo, width, height), plan, share, on_progress)
         left -= spent
-        reference_ms[f"{width}x{height}"] = reference
-        for entry in entries:
-            values = quality[entry.name] | timed[entry.name]
-            if error := quality[entry.name].get("error"):
-                values["error"] = error
-            rows.append(entry.row(f"{width}x{height}", **values))
+        rows += [entry.row(size, **timed[entry.name]) for entry in entries]
     return Outcome(rows=rows, reference_ms=reference_ms)
 
 
-def _quality(entries: Sequence[Entry], pairs: Sequence[Pair], on_progress: Progress) -> dict[str, dict[str, Any]]:
+def measure_quality(
+    entries: Sequence[Entry], pairs: Sequence[Pair], on_progress: Progress = lambda _: None
+) -> dict[str, dict[str, Any]]:
+    """Mean quality on ``pairs`` (at least one) by entry: fields of a row, or its ``error``.
+
+    PSNR to fp32 is taken against the first entry of the same model whose variant is called ``fp32``.
+    """
     fp32: dict[str, list[Image]] = {}
     found: dict[str, dict[str, Any]] = {}
     # fp32 first, so that the others can be compared with it.
@@ -176,13 +185,12 @@ def _quality(entries: Sequence[Entry], pairs: Sequence[Pair], on_progress: Progr
         try:
             with entry.start() as worker:
                 restored = [worker.restore(pair.blurred) for pair in pairs]
+                facts = worker.facts
         except DeblurError as error:
             found[entry.name] = {"error": str(error)}
             continue
-        values: dict[str, Any] = {}
-        if pairs:
-            mean = mean_quality(compare(image, pair) for image, pair in zip(restored, pairs, strict=True))
-            values = {"psnr_blurred": mean.psnr_blurred, "psnr": mean.psnr, "ssim": mean.ssim}
+        mean = mean_quality(compare(image, pair) for image, pair in zip(restored, pairs, strict=True))
+        values = {"psnr_blurred": mean.psnr_blurred, "psnr": mean.psnr, "ssim": mean.ssim, "facts": facts}
         if entry.variant == "fp32":
             fp32.setdefault(entry.model, restored)
         if (exact := fp32.get(entry.model)) and exact is not restored:

@@ -103,6 +103,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """By how much that computation's medians differ from their mean at most: how restless the machine was."""
     notes: list[str] = []
     """What was skipped, and why."""
+    found: dict[str, Any] = {}
+    """What else this benchmark found."""
     rows: list[Row] = []
 
 

@@ -20,14 +20,14 @@ def costs(row: Row) -> list[str]:
         row.variant,
         row.provider,
         row.size,
-        "failed" if row.error else number(row.median_ms, ".1f"),
-        number(row.p95_ms, ".1f"),
+        "failed" if row.error else digits(row.median_ms),
+        digits(row.p95_ms),
         number(row.noise, ".0%"),
-        number(row.megapixels_per_s, ".1f"),
-        number(row.frames_per_s, ".1f"),
+        digits(row.megapixels_per_s),
+        digits(row.frames_per_s),
         number(row.peak_mb, ".0f"),
         number(row.load_ms, ".0f"),
-        number(row.first_ms, ".1f"),
+        digits(row.first_ms),
     ]
 
 
@@ -50,6 +50,11 @@ def one_a_variant(rows: Sequence[Row]) -> list[Row]:
         found.setdefault(row.key[:3], row)
     order = list(dict.fromkeys(row.key[:3] for row in rows))
     return [found[key] for key in order]
+
+
+def digits(value: float | None) -> str:
+    """``value`` with three significant digits or all of its integer part, or nothing."""
+    return number(value, ".0f" if value is None or value >= 99.95 else ".1f" if value >= 9.995 else ".2f")
 
 
 def number(value: float | None, form: str) -> str:
