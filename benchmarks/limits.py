@@ -47,15 +47,23 @@ def run(options: Limits) -> int:
     config = msgspec.convert(json.loads((options.model / MANIFEST).read_text(encoding="utf-8"))["network"], UNetConfig)
     on_progress("ceilings of the CPU")
     side, seconds = (1024, 2) if options.quick else (options.side, 10)
-    ceilings = {"cpu": cpu_ceilings(side, options.threads, seconds)}
+    before = cpu_ceilings(side, options.threads, seconds)
     if torch.cuda.is_available():
         on_progress("ceilings of the GPU")
-        ceilings["cuda"] = gpu_ceilings(4 * options.side)
+        gpu = gpu_ceilings(4 * options.side)
     else:
+        gpu = {}
         notes.append("GPU skipped: torch finds no CUDA device")
     plan = Plan(sizes=(SIZE,), budget_s=10 if options.quick else 60)
     entries = [entry for entry in product(options, notes) if entry.variant != "float"]
     outcome = measure_latency(entries, pairs(options)[0].blurred, plan, on_progress)
+    on_progress("ceilings of the CPU again")
+    after = cpu_ceilings(side, options.threads, seconds)
+    # The better of two moments: on a machine that others use too, one alone may be too low.
+    ceilings = {
+        "cpu": {key: max(before[key], after[key], key=lambda found: found["rate"]) for key in before},
+        "cuda": gpu,
+    }
     shares = [share(row, config, ceilings) for row in outcome.rows if row.median_ms]
     record = new_record(
         "limits",

@@ -178,7 +178,7 @@ def _peers(
             param, weights = peer_onnx.export_ncnn(Path(checkpoint), folder, SIZE[1], SIZE[0])
             return {"param": str(param), "weights": str(weights)}
 
-        add("fp32", "ncnn", "peer_onnx:ncnn_native", converted)
+        add("defaults fp32", "ncnn", "peer_onnx:ncnn_native", converted)
     return found, failed
 
 
