@@ -121,8 +121,7 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
         _write_html(arguments.html, result, entries, pairs)
     if Path("-") not in (arguments.json, arguments.csv):
         for grid in tables(result):
-            out = Console()
-            out.print(grid, width=None if out.is_terminal else 120)
+            Console(width=None if sys.stdout.isatty() else 120).print(grid)
     for line in views.summary(result):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return SOME_FAILED if failed or any(row.error for row in result.rows) else OK

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import log10
 from typing import Any
 
 import matplotlib as mpl
@@ -52,11 +53,6 @@ def pareto(points: Sequence[Point], psnr_blurred: float | None, size: str) -> st
             if not best or point.psnr > best[-1].psnr:
                 best.append(point)
         axes.plot([p.milliseconds for p in best], [p.psnr for p in best], color=_INK, alpha=0.4, linewidth=1, zorder=1)
-        for point in points:
-            at = point.milliseconds, point.psnr
-            axes.annotate(
-                point.label, at, (3, 6), textcoords="offset points", rotation=50, fontsize=9, rotation_mode="anchor"
-            )
         # Differences of thousandths of a dB must not look like cliffs, and the labels need room above.
         low, high = min(p.psnr for p in points), max(p.psnr for p in points)
         if psnr_blurred is not None:
@@ -64,11 +60,13 @@ def pareto(points: Sequence[Point], psnr_blurred: float | None, size: str) -> st
             axes.text(1, psnr_blurred, "blurred input", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
             low = min(low, psnr_blurred)
         room = max(high - low, 0.1)
-        axes.set_ylim(low - 0.15 * room, high + 0.8 * room)
+        axes.set_ylim(low - 0.15 * room, high + 1.0 * room)
         axes.set_xscale("log")
         _plain_log(axes, "x")
-        axes.margins(x=0.12)
-        axes.legend(loc="lower right", frameon=False, bbox_to_anchor=(1, 1), ncols=3)
+        axes.margins(x=0.08)
+        axes.autoscale_view(scaley=False)
+        _label(axes, points, high + 0.2 * room)
+        axes.legend(loc=(0.01, 0.14), frameon=False)
         return _svg(figure, "pareto")
 
 
@@ -115,6 +113,25 @@ def _axes(x_label: str, y_label: str, height: float = 4.6) -> tuple[Figure, Axes
     return figure, axes
 
 
+def _label(axes: Axes, points: Sequence[Point], height: float) -> None:
+    """Names in one row above the points, far enough apart to be read, each with a line to its point."""
+    ordered = sorted(points, key=lambda point: point.milliseconds)
+    low, high = map(log10, axes.get_xlim())
+    gap = min(0.035, 1 / max(len(ordered), 1))
+    at: list[float] = []
+    for point in ordered:
+        wanted = (log10(point.milliseconds) - low) / (high - low)
+        at.append(max(wanted, at[-1] + gap) if at else wanted)
+    # What was pushed over the right end pushes its left neighbours back.
+    for index in range(len(at) - 1, -1, -1):
+        at[index] = min(at[index], 1 - gap * (len(at) - 1 - index))
+    for place, point in zip(at, ordered, strict=True):
+        where = 10 ** (low + place * (high - low)), height
+        style = {"arrowstyle": "-", "color": _INK, "alpha": 0.3, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
+        axes.annotate("", (point.milliseconds, point.psnr), where, arrowprops=style)
+        axes.text(*where, point.label, rotation=50, fontsize=9, rotation_mode="anchor", va="center")
+
+
 def _plain_log(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -132,6 +149,6 @@ def _svg(figure: Figure, salt: str) -> str:
     svg = text.getvalue()[text.getvalue().index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     # Ids by which matplotlib names its parts are the same in every figure, and nothing refers to them.
-    svg = re.sub(r'<g id="[a-zA-Z]+\d*_?\d*">', "<g>", svg)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
     return svg.replace(_INK, "currentColor").strip()
