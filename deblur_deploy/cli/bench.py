@@ -135,7 +135,7 @@ def tables(result: record.Record) -> list[Table]:
         (views.COSTS, views.costs, result.rows),
         (views.QUALITIES, views.qualities, views.one_a_variant(result.rows)),
     ):
-        grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
         for heading in (*(("model",) if several else ()), *columns):
             textual = heading in ("model", "variant", "provider", "size", "really ran")
             grid.add_column(heading, justify="left" if textual else "right", no_wrap=heading != "really ran")

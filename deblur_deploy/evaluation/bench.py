@@ -63,7 +63,7 @@ class Plan:
 
     sizes: tuple[tuple[int, int], ...] = ((640, 360), (1280, 720), (1920, 1080), (3840, 2160))
     """Width and height in pixels."""
-    budget_s: float = 150
+    budget_s: float = 90
     """Seconds of timed calls, all sizes together; each candidate is timed at least three times nevertheless."""
     rounds: int = 40
     """Timed calls of each candidate at most."""
