@@ -23,7 +23,6 @@ from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 RESULTS = Path(__file__).parent / "results"
 PROVIDERS = ("cpu", "openvino", "cuda")
-ARITHMETIC = ("fp32", "fp16", "float", "int8", "int8-planes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,8 +53,8 @@ def run(options: Report) -> int:
     """Write or check."""
     machines = read_machines(options.results, quick=options.quick)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    wrong = stale(options.readme, machines)
     if options.check:
+        wrong = stale(options.readme, machines)
         for line in wrong:
             console.print(f"report.py: {line}")
         return SOME_FAILED if wrong else OK

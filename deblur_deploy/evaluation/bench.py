@@ -78,12 +78,14 @@ class Outcome:
     rows: list[Row]
     reference_ms: dict[str, float]
     """Median of the reference computation, by size."""
+    reference_noise: float = 0.0
+    """The largest noise of these medians."""
 
     @property
     def machine_noise(self) -> float | None:
-        """By how much the reference's medians differ from their mean, at most."""
+        """By how much the reference's medians differ from their mean, or how uncertain one of them is, at most."""
         values = list(self.reference_ms.values())
-        return max(abs(value / fmean(values) - 1) for value in values) if values else None
+        return max([self.reference_noise, *(abs(value / fmean(values) - 1) for value in values)]) if values else None
 
 
 Progress = Callable[[str], None]
@@ -159,15 +161,19 @@ def measure_latency(
 ) -> Outcome:
     """Latency, memory, load and first image at each size, on ``photo`` scaled to it."""
     rows: list[Row] = []
-    reference_ms: dict[str, float] = {}
+    references: dict[str, Timing] = {}
     left = plan.budget_s
     for done, (width, height) in enumerate(sorted(plan.sizes, key=math.prod)):
         share = left / (len(plan.sizes) - done)
         size = f"{width}x{height}"
-        timed, reference_ms[size], spent = _latency(entries, at_size(photo, width, height), plan, share, on_progress)
+        timed, references[size], spent = _latency(entries, at_size(photo, width, height), plan, share, on_progress)
         left -= spent
         rows += [entry.row(size, **timed[entry.name]) for entry in entries]
-    return Outcome(rows=rows, reference_ms=reference_ms)
+    return Outcome(
+        rows=rows,
+        reference_ms={size: timing.median_ms for size, timing in references.items()},
+        reference_noise=max((timing.noise for timing in references.values()), default=0.0),
+    )
 
 
 def measure_quality(
@@ -205,8 +211,8 @@ def _finite(value: float) -> float | None:
 
 def _latency(
     entries: Sequence[Entry], image: Image, plan: Plan, budget_s: float, on_progress: Progress
-) -> tuple[dict[str, dict[str, Any]], float, float]:
-    """Values by entry, the reference's median, and the seconds that the timed calls took."""
+) -> tuple[dict[str, dict[str, Any]], Timing, float]:
+    """Values by entry, the reference's timing, and the seconds that the timed calls took."""
     size = f"{image.shape[1]}x{image.shape[0]}"
     found: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
@@ -242,8 +248,8 @@ def _latency(
 
 def _turns(
     workers: Mapping[str, Worker], found: dict[str, dict[str, Any]], plan: Plan, budget_s: float
-) -> tuple[dict[str, Timing], float]:
-    """Timings of the workers that hold out, and the reference's median; the others get an ``error``."""
+) -> tuple[dict[str, Timing], Timing]:
+    """Timings of the workers that hold out, and the reference's; the others get an ``error``."""
 
     def clock(call: Callable[[], object]) -> float:
         return float(call())  # type: ignore[arg-type]
@@ -261,7 +267,7 @@ def _turns(
 
     calls = {name: call_of(name) for name in workers} | {REFERENCE: _reference()}
     timings = take_turns(calls, rounds=plan.rounds, warm_up=0, budget_s=budget_s, stable=plan.stable, clock=clock)
-    reference = timings.pop(REFERENCE).median_ms
+    reference = timings.pop(REFERENCE)
     return {name: timing for name, timing in timings.items() if "error" not in found[name]}, reference
 
 

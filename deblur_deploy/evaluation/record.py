@@ -100,7 +100,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reference_ms: dict[str, float] = {}
     """Median of one fixed computation (matrix product and copy) that took turns with the candidates, by size."""
     machine_noise: float | None = None
-    """By how much that computation's medians differ from their mean at most: how restless the machine was."""
+    """By how much that computation's medians differ, or how uncertain they are, at most: the machine's restlessness."""
     notes: list[str] = []
     """What was skipped, and why."""
     found: dict[str, Any] = {}
