@@ -14,7 +14,7 @@ import tiny
 from rich.console import Console
 
 from deblur_deploy.cli.bench import Arguments, command, parse, run
-from deblur_deploy.errors import DeblurError, InputError, ProviderError
+from deblur_deploy.errors import DeblurError, InputError, MissingFileError, ProviderError
 from deblur_deploy.evaluation.bench import Entry, Plan, entries_of, measure, readable_pairs, steps
 from deblur_deploy.evaluation.compare import caveats, compare_records
 from deblur_deploy.evaluation.quality import Pair, psnr, ssim
@@ -178,6 +178,8 @@ def test_absent_providers_are_only_notes_unless_they_are_asked_for(bundle, folde
 def test_a_single_file_is_a_model_too(bundle):
     [only] = entries_of(bundle / "int8.onnx", ["cpu"])
     assert (only.model, only.variant) == ("tiny", "int8")
+    with pytest.raises(MissingFileError, match="no such model"):
+        entries_of(bundle / "none.onnx", ["cpu"])
     with pytest.raises(InputError, match=r"no variant 'int4'; it has .*int8"):
         entries_of(bundle, ["cpu"], variants=["int4"])
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from deblur_deploy.errors import DeblurError, InputError
+from deblur_deploy.errors import DeblurError, InputError, MissingFileError
 from deblur_deploy.evaluation.latency import STABLE, Timing, at_size, take_turns
 from deblur_deploy.evaluation.quality import Pair, compare, mean_quality, psnr
 from deblur_deploy.evaluation.record import Row
@@ -100,8 +100,10 @@ def entries_of(
     """
     if model.is_dir():
         found = {name: variant.path for name, variant in Bundle.read(model).variants.items()}
-    else:
+    elif model.exists():
         found = {model.stem: model}
+    else:
+        raise MissingFileError(f"no such model: {model}; give a bundle folder or an .onnx file of deblur-export")
     if unknown := sorted(set(variants) - set(found)):
         raise InputError(f"{model} has no variant {unknown[0]!r}; it has {', '.join(found)}")
     return [
