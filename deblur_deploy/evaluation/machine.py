@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "avx_vnni")
 _PACKAGES = (
     "deblur-deploy", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "torch",
+    "nncf", "ncnn",
 )  # fmt: skip
 
 
-def machine() -> dict[str, str | int | list[str]]:
-    """Processor, usable cores, the instructions that matter here, memory in GiB, system."""
+def machine() -> dict[str, Any]:
+    """Processor, usable cores, the instructions that matter here, memory in GiB, system, and GPUs if there are any."""
     lines = _lines("/proc/cpuinfo")
     flags = _field(lines, "flags").split()
     memory = _field(_lines("/proc/meminfo"), "MemTotal").split()
-    return {
+    found: dict[str, Any] = {
         "processor": _field(lines, "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "instructions": [name for name in _INSTRUCTIONS if name in flags],
         "memory_gib": round(int(memory[0]) / 2**20) if memory else 0,
         "system": f"{platform.system()} {platform.machine()}",
     }
+    return found | ({"gpus": gpus} if (gpus := _gpus()) else {})
 
 
 def package_versions() -> dict[str, str]:
@@ -36,6 +41,32 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str | None:
+    """The source checkout's commit, with ``+`` where files differ from it; None outside of one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    name = _output("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
+    changed = _output("git", "-C", str(root), "status", "--porcelain", "--", "deblur_deploy")
+    return f"{name}+" if changed else name or None
+
+
+def _gpus() -> list[str]:
+    query = "--query-gpu=name,memory.total,driver_version"
+    return [line for line in _output("nvidia-smi", query, "--format=csv,noheader").splitlines() if line]
+
+
+def _output(program: str, *arguments: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        return ""
+    try:
+        done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
 def _lines(path: str) -> list[str]:

@@ -51,15 +51,6 @@ def calibration_from(folder: Path | None) -> list[Image]:
     return images
 
 
-def at_size(image: Image, width: int, height: int) -> Image:
-    """``image`` scaled and cropped to ``width`` x ``height``, for timing: never time on zeros or constants."""
-    scale = max(width / image.shape[1], height / image.shape[0])
-    scaled = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    return np.ascontiguousarray(
-        cv2.resize(scaled, (max(width, scaled.shape[1]), max(height, scaled.shape[0])))[:height, :width]
-    )
-
-
 def _pair(name: str, seed: int, longest_px: int = 640) -> Pair:
     photo = read_image(Path(skimage.__file__).parent / "data" / name)
     # Scaled down, because the large ones are soft at their full size.

@@ -2,62 +2,84 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jinja2
 
-from deblur_deploy.evaluation.quality import Pair, psnr
+from deblur_deploy.evaluation import plots
+from deblur_deploy.evaluation.page import Figure, Page, Table, pictures_of, write_page
+from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.artifact import Artifact, Measured
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import Image
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("deblur_deploy.pipeline", "templates"),
-    autoescape=jinja2.select_autoescape(["html.j2"]),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
+    autoescape=False,  # noqa: S701 (Markdown)
 )
-
-_SHOWN = 4
 
 
 def write_report(
     path: Path, summary: dict[str, Any], results: Sequence[Measured], pairs: Sequence[Pair], shown: Artifact
 ) -> None:
-    """Pictures before and after (by the variant ``shown``, on the CPU), and the table of all variants."""
-    engine = DeblurEngine(shown.path, provider="cpu")
-    step = max(len(pairs) // _SHOWN, 1)
-    pictures = []
-    for pair in list(pairs)[::step][:_SHOWN]:
-        restored = engine(pair.blurred)
-        pictures.append(
-            {
-                "name": pair.name,
-                "before": _data_url(pair.blurred),
-                "after": _data_url(restored),
-                "truth": _data_url(pair.sharp),
-                "psnr_before": psnr(pair.blurred, pair.sharp),
-                "psnr_after": psnr(restored, pair.sharp),
-            }
+    """Pictures before and after (by the variant ``shown``, on the CPU), quality against latency, all variants."""
+    points = [
+        plots.Point(
+            label=f"{result.artifact.name}, {run.provider}",
+            group=run.provider,
+            milliseconds=run.median_ms,
+            psnr=result.quality.psnr,
         )
-    _render("report.html.j2", path, summary=summary, results=results, pictures=pictures, shown=shown.name)
+        for result in results
+        for run in result.runs
+    ]
+    psnr_blurred = results[0].quality.psnr_blurred
+    figure = [Figure(heading="Quality against latency", svg=plots.pareto(points, psnr_blurred, summary["timed_at"]))]
+    about = summary["machine"]
+    with DeblurEngine(shown.path, provider="cpu") as engine:
+        pictures = pictures_of(pairs, engine)
+    page = Page(
+        title=summary["name"],
+        lead=f"{summary['macs_per_pixel'] / 1000:.1f} kMAC per pixel, {summary['parameters']:,} parameters. "
+        f"Checkpoint {summary['checkpoint']}, sha256 {summary['checkpoint_sha256'][:16]}…",
+        pictures=pictures,
+        shown=shown.name,
+        figures=figure if points else [],
+        tables=[_table(summary, results)],
+        notes=[
+            f"{about['processor']}, {about['cores']} cores ({', '.join(about['instructions'])}). "
+            + ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
+        ],
+    )
+    write_page(path, page)
+
+
+def _table(summary: dict[str, Any], results: Sequence[Measured]) -> Table:
+    columns = ["variant", "MB", "PSNR, dB", "gain, dB", "SSIM", "lost to fp32, dB", "worst image, dB"]
+    columns += [f"{run.provider}, ms ({run.arithmetic})" for run in results[0].runs]
+    rows = [
+        [
+            result.artifact.name,
+            f"{result.size_bytes / 1e6:.1f}",
+            f"{result.quality.psnr:.2f}",
+            f"{result.quality.gain_db:+.2f}",
+            f"{result.quality.ssim:.4f}",
+            f"{result.drop_db:.3f}",
+            f"{result.worst_drop_db:.3f}",
+            *(f"{run.median_ms:.1f}" for run in result.runs),
+        ]
+        for result in results
+    ]
+    note = f"PSNR and SSIM: mean of {len(summary['pairs'])} pairs. Latency: median at {summary['timed_at']}, uint8 "
+    return Table(heading="Variants", columns=columns, rows=rows, note=note + "to uint8.")
 
 
 def write_card(path: Path, summary: dict[str, Any], results: Sequence[Measured]) -> None:
     """What the model is, what was measured of it, how it is embedded."""
-    _render("card.md.j2", path, summary=summary, results=results)
-
-
-def _render(template: str, path: Path, **values: object) -> None:
-    path.write_text(_TEMPLATES.get_template(template).render(**values), encoding="utf-8")
-
-
-def _data_url(image: Image) -> str:
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    text = _TEMPLATES.get_template("card.md.j2").render(summary=summary, results=results)
+    path.write_text(text, encoding="utf-8")

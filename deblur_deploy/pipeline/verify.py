@@ -11,10 +11,9 @@ import msgspec
 import numpy as np
 
 from deblur_deploy.errors import ProviderError, VerificationError
-from deblur_deploy.evaluation.latency import take_turns
+from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.quality import Pair, Quality, Restorer, compare, mean_quality, psnr
 from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
-from deblur_deploy.pipeline.photos import at_size
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNet

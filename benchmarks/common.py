@@ -1,0 +1,100 @@
+"""What the benchmark scripts share: their options, their candidates, and where their records go."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
+from deblur_deploy.errors import DeblurError
+from deblur_deploy.evaluation.bench import Entry, Progress, entries_of
+from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.evaluation.record import Record, Row, write_json
+from deblur_deploy.pipeline.photos import builtin_pairs
+from deblur_deploy.runtime.providers import find
+from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.shipped import DEFAULT_BUNDLE
+
+RESULTS = Path(__file__).parent / "results"
+PROVIDERS = ("cpu", "openvino", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every script can be told."""
+
+    model: Path = DEFAULT_BUNDLE
+    """Bundle of deblur-export."""
+    threads: int = usable_cores()
+    """Cores to use, the same for every candidate."""
+    out: Path = RESULTS
+    """Folder for the record."""
+    quick: bool = False
+    """Fewer and shorter measurements: to see that everything works."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; allowed: 1 or more")
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """The options as a record keeps them."""
+        return {"model": self.model.name, "threads": self.threads, "quick": self.quick, **more}
+
+
+def present(names: Iterable[str], notes: list[str]) -> list[str]:
+    """Those of the providers that are on this machine; why the others are not goes to ``notes``."""
+    found = []
+    for name in names:
+        try:
+            find(name)
+            found.append(name)
+        except DeblurError as error:
+            notes.append(f"{name} skipped: {error}")
+    return found
+
+
+def product(options: Options, notes: list[str], variants: Sequence[str] = ()) -> list[Entry]:
+    """The bundle's variants on every provider of this machine."""
+    return entries_of(options.model, present(PROVIDERS, notes), variants=variants, threads=options.threads)
+
+
+def pairs(options: Options) -> list[Pair]:
+    """The built-in pairs, or three of them."""
+    found = builtin_pairs()
+    return found[::3] if options.quick else found
+
+
+def progress() -> Progress:
+    """Says on standard error what is being measured."""
+    console = Console(stderr=True)
+    return lambda what: console.print(f"- {what}", highlight=False, markup=False)
+
+
+def save(record: Record, options: Options) -> int:
+    """Write the record to ``NAME.json``; answers the exit status."""
+    path = options.out / f"{record.benchmark}.json"
+    write_json(path, record)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for note in record.notes:
+        console.print(f"note: {note}")
+    failed: list[Row] = [row for row in record.rows if row.error]
+    for row in failed:
+        console.print(f"FAILED {' '.join(row.key)}: {row.error}")
+    console.print(f"written: {path}")
+    return SOME_FAILED if failed else OK
+
+
+def script(options: type[Any], run: Callable[[Any], int]) -> None:
+    """Parse the command line, run, and exit with the status."""
+    name = Path(sys.argv[0]).name
+
+    def command(argv: Sequence[str] | None) -> int:
+        return run(tyro.cli(options, prog=name, args=argv))
+
+    sys.exit(guarded(name, command)())

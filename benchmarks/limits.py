@@ -1,0 +1,208 @@
+"""How far from what the machine can do: its measured ceilings, and the share of them that each variant reaches.
+
+The ceilings are the best that installed libraries get out of this machine: large matrix products in fp32, bf16 and
+int8 (fp16 too on a GPU), and copying memory.  For each variant the operations are those of its convolutions, and the
+bytes are what moves when each convolution reads its input and writes its output once and nothing stays in a cache.
+Such an image cannot take less time than either of them allows, but for what caches save.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+import torch
+from common import Options, pairs, product, progress, save, script
+from onnx import TensorProto, helper
+
+from deblur_deploy.evaluation.bench import Plan, measure_latency
+from deblur_deploy.evaluation.latency import Timing, take_turns
+from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.runtime.bundle import MANIFEST
+from deblur_deploy.training.unet import UNetConfig
+
+SIZE = (1280, 720)
+_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Options):
+    """Measure the machine's ceilings, and each variant's share of them."""
+
+    side: int = 2048
+    """Height and width of the matrices."""
+
+
+def run(options: Limits) -> int:
+    """Measure and save."""
+    notes: list[str] = []
+    on_progress = progress()
+    config = msgspec.convert(json.loads((options.model / MANIFEST).read_text(encoding="utf-8"))["network"], UNetConfig)
+    on_progress("ceilings of the CPU")
+    side, seconds = (1024, 2) if options.quick else (options.side, 10)
+    before = cpu_ceilings(side, options.threads, seconds)
+    if torch.cuda.is_available():
+        on_progress("ceilings of the GPU")
+        gpu = gpu_ceilings(4 * options.side)
+    else:
+        gpu = {}
+        notes.append("GPU skipped: torch finds no CUDA device")
+    plan = Plan(sizes=(SIZE,), budget_s=10 if options.quick else 60)
+    entries = [entry for entry in product(options, notes) if entry.variant != "float"]
+    outcome = measure_latency(entries, pairs(options)[0].blurred, plan, on_progress)
+    on_progress("ceilings of the CPU again")
+    after = cpu_ceilings(side, options.threads, seconds)
+    # The better of two moments: on a machine that others use too, one alone may be too low.
+    ceilings = {
+        "cpu": {key: max(before[key], after[key], key=lambda found: found["rate"]) for key in before},
+        "cuda": gpu,
+    }
+    shares = [share(row, config, ceilings) for row in outcome.rows if row.median_ms]
+    record = new_record(
+        "limits",
+        options.settings(matrix_side=side, size=f"{SIZE[0]}x{SIZE[1]}"),
+        reference_ms=outcome.reference_ms,
+        notes=notes,
+        rows=outcome.rows,
+        found={"ceilings": ceilings, "shares": shares},
+    )
+    return save(record, options)
+
+
+def cpu_ceilings(side: int, threads: int, seconds: float) -> dict[str, Any]:
+    """Tera-operations a second (a multiply-add is two) by precision, each the best of several libraries, and GB/s."""
+    torch.set_num_threads(threads)
+    floats = torch.randn(side, side)
+    halves = floats.to(torch.bfloat16)
+    source = torch.zeros(2**26, dtype=torch.float32)
+    target = torch.empty_like(source)
+    activations = np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)
+    fp32, int8 = _ort_product(side, threads, "fp32"), _ort_product(side, threads, "int8")
+    calls: dict[str, Callable[[], object]] = {
+        "fp32 torch": lambda: floats @ floats,
+        "fp32 onnxruntime": lambda: fp32.run(None, {"a": floats.numpy()}),
+        "bf16 torch": lambda: halves @ halves,
+        "int8 onnxruntime": lambda: int8.run(None, {"a": activations}),
+        "copy torch": lambda: target.copy_(source),
+    }
+    return _best(take_turns(calls, rounds=20, budget_s=seconds), side, source.nbytes)
+
+
+def gpu_ceilings(side: int) -> dict[str, Any]:
+    """The same on the first GPU, by torch."""
+    floats = torch.randn(side, side, device="cuda")
+    fp16, bf16 = floats.half(), floats.bfloat16()
+    bytes_ = torch.randint(-128, 128, (side, side), dtype=torch.int8, device="cuda")
+    source = torch.zeros(2**28, dtype=torch.float32, device="cuda")
+    target = torch.empty_like(source)
+
+    def done(work: Callable[[], object]) -> Callable[[], None]:
+        def call() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        return call
+
+    def single(tf32: bool) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.mm(floats, floats)
+
+    calls: dict[str, Callable[[], object]] = {
+        "fp32 torch": done(lambda: single(False)),
+        "tf32 torch": done(lambda: single(True)),
+        "fp16 torch": done(lambda: fp16 @ fp16),
+        "bf16 torch": done(lambda: bf16 @ bf16),
+        "int8 torch": done(lambda: torch._int_mm(bytes_, bytes_)),
+        "copy torch": done(lambda: target.copy_(source)),
+    }
+    return _best(take_turns(calls, rounds=20, budget_s=30), side, source.nbytes)
+
+
+def _best(timings: dict[str, Timing], side: int, copied: int) -> dict[str, Any]:
+    ceilings: dict[str, Any] = {}
+    for name, timing in timings.items():
+        kind, library = name.split()
+        # A copy reads and writes.
+        rate = (2 * copied / 1e9 if kind == "copy" else 2 * side**3 / 1e12) / (timing.best_ms / 1e3)
+        key = "copy_gb_per_s" if kind == "copy" else f"{kind}_tops"
+        if rate > ceilings.get(key, {"rate": 0})["rate"]:
+            ceilings[key] = {"rate": rate, "library": library}
+    return ceilings
+
+
+def _ort_product(side: int, threads: int, precision: str) -> ort.InferenceSession:
+    """A matrix product whose second factor is constant, as weights are."""
+    weights = np.random.default_rng(1).integers(-127, 128, (side, side)).astype(np.int8)
+    if precision == "int8":
+        kind, out, operator = TensorProto.UINT8, TensorProto.INT32, "MatMulInteger"
+    else:
+        kind, out, operator, weights = TensorProto.FLOAT, TensorProto.FLOAT, "MatMul", weights.astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["a", "b"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", kind, [side, side])],
+        [helper.make_tensor_value_info("c", out, [side, side])],
+        [
+            helper.make_tensor(
+                "b", helper.np_dtype_to_tensor_dtype(weights.dtype), weights.shape, weights.tobytes(), True
+            )
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def values_per_pixel(config: UNetConfig) -> float:
+    """Activations that all convolutions read and write, per pixel of the image."""
+    total, channels, skips = 0.0, 3 * config.stem**2, []
+    for level, block in enumerate(config.encoder):
+        area = (config.stem * 2**level) ** 2
+        total += sum(a + b for a, b in pairwise((channels, *block))) / area
+        channels = block[-1]
+        skips.append(channels)
+    for i, (up, block) in enumerate(zip(config.up, config.decoder, strict=True)):
+        level = len(config.encoder) - 2 - i
+        area = (config.stem * 2**level) ** 2
+        total += (channels / 4 + up) / area
+        total += sum(a + b for a, b in pairwise((up + skips[level], *block))) / area
+        channels = block[-1]
+    return total + (channels + 3 * config.stem**2) / config.stem**2
+
+
+def share(row: Row, config: UNetConfig, ceilings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What of its ceilings a variant reaches on one provider."""
+    width, height = map(int, row.size.split("x"))
+    pixels = ceil(width / config.size_divisor) * ceil(height / config.size_divisor) * config.size_divisor**2
+    arithmetic = row.facts["receipt"]["effective_precision"]
+    device = ceilings["cuda" if row.provider == "cuda" else "cpu"]
+    operations = 2 * config.macs_per_pixel * pixels
+    moved = values_per_pixel(config) * pixels * _BYTES[arithmetic] + 6 * width * height
+    assert row.median_ms is not None
+    seconds = row.median_ms / 1e3
+    compute = operations / 1e12 / device[f"{arithmetic}_tops"]["rate"] / seconds
+    bandwidth = moved / 1e9 / device["copy_gb_per_s"]["rate"] / seconds
+    return {
+        "variant": row.variant,
+        "provider": row.provider,
+        "arithmetic": arithmetic,
+        "ms": row.median_ms,
+        "giga_operations": operations / 1e9,
+        "mega_bytes": moved / 1e6,
+        "tops": operations / 1e12 / seconds,
+        "share_of_compute": compute,
+        "share_of_bandwidth": bandwidth,
+        "nearest": "compute" if compute >= bandwidth else "bandwidth",
+    }
+
+
+if __name__ == "__main__":
+    script(Limits, run)

@@ -1,0 +1,78 @@
+"""PyTorch as a peer: the same network, uint8 in to uint8 out, in the ways that people run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deblur_deploy.evaluation.worker import Candidate
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.training.checkpoint import load_checkpoint
+
+
+class Bytes(nn.Module):
+    """The network from uint8 NHWC to uint8 NHWC, for heights and widths that it needs not pad."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__()
+        self.net = load_checkpoint(checkpoint)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Restore a batch."""
+        x = image.permute(0, 3, 1, 2).to(torch.float32) / 255
+        restored = self.net.core(x).to(torch.float32)
+        return (restored * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def load(
+    checkpoint: str,
+    threads: int,
+    *,
+    device: str = "cpu",
+    channels_last: bool = False,
+    half: str = "",
+    compiled: str = "",
+) -> Candidate:
+    """``half`` is bfloat16 or float16 for autocast, ``compiled`` the mode of torch.compile."""
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    torch.backends.cudnn.benchmark = True
+    model: Any = Bytes(Path(checkpoint)).eval().to(device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if compiled:
+        from torch._inductor import config as inductor
+
+        inductor.freezing = True
+        model = torch.compile(model, mode=compiled, dynamic=False)
+
+    def restore(image: Image) -> Image:
+        batch = torch.from_numpy(np.ascontiguousarray(image))[None].to(device)
+        with torch.inference_mode(), torch.autocast(device, getattr(torch, half or "bfloat16"), enabled=bool(half)):
+            restored: Image = model(batch)[0].cpu().numpy()
+        return restored
+
+    facts = {
+        "library": f"torch {torch.__version__}",
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "channels_last": channels_last,
+        "autocast": half or None,
+        "torch.compile": compiled or None,
+        "inductor freezing": bool(compiled),
+    }
+    return Candidate(restore=restore, facts=facts)
+
+
+def export(checkpoint: Path, target: Path, height: int, width: int) -> Path:
+    """ONNX by torch's own exporter, at one fixed size: the fastest that a user gets without more work."""
+    model = Bytes(checkpoint).eval()
+    example = torch.zeros(1, height, width, 3, dtype=torch.uint8)
+    torch.onnx.export(
+        model, (example,), target, input_names=["image"], output_names=["restored"], dynamo=True, verbose=False
+    )
+    return target

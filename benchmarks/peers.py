@@ -1,0 +1,217 @@
+"""What a user would pick instead: the same network in PyTorch, plain ONNX Runtime, native OpenVINO + NNCF, and ncnn.
+
+Every candidate goes from a uint8 array to a uint8 array, in a process of its own, with the same number of threads, and
+takes turns with the others; each has its own recommended settings, which its row states.  Preparation (export,
+quantization, conversion) is not timed.  Quality is measured on crops of the built-in pairs, since some peers are
+compiled for one size.  ``pip install 'deblur-deploy[peers]'`` brings the libraries; what is absent is skipped.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import Options, pairs, product, progress, save, script
+
+from deblur_deploy.errors import ModelError
+from deblur_deploy.evaluation.bench import Entry, Plan, measure, measure_latency
+from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.files import existing, sha256
+from deblur_deploy.pipeline.photos import builtin_calibration
+from deblur_deploy.runtime.bundle import Bundle
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+
+SIZE = (1280, 720)
+CROP = 352
+"""Height and width of the crops for quality: the largest that all built-in photographs have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peers(Options):
+    """Compare the bundle with what other tools make of the same checkpoint."""
+
+    checkpoint: Path = DEFAULT_CHECKPOINT
+    """The weights that the bundle was made from."""
+    budget_s: float = 150
+    """Seconds of timed calls."""
+
+
+def run(options: Peers) -> int:
+    """Prepare the peers, measure them beside the product, and save."""
+    notes: list[str] = []
+    ours = product(options, notes)
+    _same_weights(options)
+    crops = [_crop(pair) for pair in pairs(options)]
+    on_progress = progress()
+    with tempfile.TemporaryDirectory(prefix="deblur-peers-") as folder:
+        theirs, failed = _peers(options, Path(folder), notes, on_progress)
+        photo = pairs(options)[0].blurred
+        plan = Plan(sizes=(SIZE,), budget_s=options.budget_s / 5 if options.quick else options.budget_s)
+        outcome = measure([*ours, *theirs], crops, photo, plan, on_progress)
+        on_progress("int8 and eager PyTorch in turn")
+        ratio = _int8_against_eager([*ours, *theirs], photo, plan)
+    record = new_record(
+        "peers",
+        options.settings(
+            sizes=[f"{SIZE[0]}x{SIZE[1]}"],
+            budget_s=plan.budget_s,
+            data=f"{CROP}x{CROP} crops of the built-in photographs",
+            pairs=[pair.name for pair in crops],
+        ),
+        reference_ms=outcome.reference_ms,
+        notes=notes,
+        rows=[*outcome.rows, *failed],
+        found={"product_model": options.model.name, "int8_cpu_against_eager_fp32": ratio},
+    )
+    return save(record, options)
+
+
+def _same_weights(options: Peers) -> None:
+    given = sha256(existing(options.checkpoint, kind="file"))
+    from deblur_deploy.runtime.engine import DeblurEngine
+
+    variant = next(iter(Bundle.read(options.model).variants.values()))
+    with DeblurEngine(variant.path, provider="cpu") as engine:
+        parent = engine.contract.parent_sha256
+    if parent != given:
+        raise ModelError(
+            f"{options.model} was made from another checkpoint than {options.checkpoint}; give --checkpoint"
+        )
+
+
+def _crop(pair: Pair) -> Pair:
+    top, left = ((side - CROP) // 2 for side in pair.blurred.shape[:2])
+    blurred, sharp = (
+        np.ascontiguousarray(image[top : top + CROP, left : left + CROP]) for image in (pair.blurred, pair.sharp)
+    )
+    return replace(pair, blurred=blurred, sharp=sharp)
+
+
+def _peers(
+    options: Peers, folder: Path, notes: list[str], on_progress: Callable[[str], None]
+) -> tuple[list[Entry], list[Row]]:
+    """The peers that are ready, and a row for each that could not be prepared."""
+    found: list[Entry] = []
+    failed: list[Row] = []
+    threads, checkpoint = options.threads, str(options.checkpoint.resolve())
+
+    def add(variant: str, library: str, factory: str, prepare: Callable[[], dict[str, Any]]) -> None:
+        on_progress(f"preparing {library}, {variant}")
+        entry = Entry(
+            model=options.model.name,
+            variant=variant,
+            provider=library,
+            factory=factory,
+            arguments={},
+            # ncnn and torch read the number of their OpenMP threads when they are loaded.
+            environment={"OMP_NUM_THREADS": str(threads)},
+        )
+        try:
+            found.append(replace(entry, arguments={"threads": threads, **prepare()}))
+        except Exception as error:  # Whatever another tool fails with, its row says it and the others stand.
+            failed.append(entry.row(f"{SIZE[0]}x{SIZE[1]}", error=f"{type(error).__name__}: {str(error)[:300]}"))
+
+    def torch_peer(variant: str, **how: Any) -> None:
+        add(variant, "PyTorch", "peer_torch:load", lambda: {"checkpoint": checkpoint, **how})
+
+    torch_peer("eager fp32")
+    torch_peer("eager fp32 channels_last", channels_last=True)
+    torch_peer("eager bf16 channels_last", channels_last=True, half="bfloat16")
+    if not options.quick:
+        torch_peer("compile fp32", channels_last=True, compiled="default")
+        torch_peer("compile bf16", channels_last=True, half="bfloat16", compiled="default")
+    if torch.cuda.is_available():
+        cuda = {"device": "cuda", "channels_last": True}
+        torch_peer("GPU eager fp32", device="cuda")
+        torch_peer("GPU eager fp16", **cuda, half="float16")
+        torch_peer("GPU compile fp16", **cuda, half="float16", compiled="default")
+        torch_peer("GPU compile fp16, CUDA graphs", **cuda, half="float16", compiled="reduce-overhead")
+    else:
+        notes.append("PyTorch on a GPU skipped: torch finds no CUDA device")
+
+    from peer_torch import export
+
+    sizes = {f"{SIZE[0]}x{SIZE[1]}": SIZE, f"{CROP}x{CROP}": (CROP, CROP)}
+    plain: dict[str, str] = {}
+
+    def exported() -> dict[str, str]:
+        for size, (width, height) in sizes.items():
+            if size not in plain:
+                plain[size] = str(export(Path(checkpoint), folder / f"{size}.onnx", height, width))
+        return plain
+
+    def quantized(how: Callable[[Path, Path, Sequence[Image]], Path], suffix: str) -> dict[str, Any]:
+        from deblur_deploy.evaluation.latency import at_size
+
+        photos = builtin_calibration()[:: 4 if options.quick else 1]
+        files = {}
+        for size, path in exported().items():
+            tiles = [at_size(photo, *sizes[size]) for photo in photos[: 4 if size != f"{CROP}x{CROP}" else None]]
+            files[size] = str(how(Path(path), folder / f"{size}{suffix}", tiles))
+        return {"files": files}
+
+    import peer_onnx
+
+    add("defaults fp32", "ONNX Runtime", "peer_onnx:onnxruntime_defaults", lambda: {"files": exported()})
+    add(
+        "quantize_static defaults",
+        "ONNX Runtime",
+        "peer_onnx:onnxruntime_defaults",
+        lambda: quantized(peer_onnx.quantize_onnxruntime, ".ort-int8.onnx"),
+    )
+    if _installed("openvino", notes):
+        add("defaults", "OpenVINO", "peer_onnx:openvino_native", lambda: {"files": exported()})
+        if _installed("nncf", notes):
+            nncf = lambda: quantized(peer_onnx.quantize_nncf, ".nncf.xml")  # noqa: E731
+            add("NNCF int8", "OpenVINO", "peer_onnx:openvino_native", nncf)
+    if _installed("ncnn", notes) and _installed("pnnx", notes):
+
+        def converted() -> dict[str, Any]:
+            param, weights = peer_onnx.export_ncnn(Path(checkpoint), folder, SIZE[1], SIZE[0])
+            return {"param": str(param), "weights": str(weights)}
+
+        add("defaults fp32", "ncnn", "peer_onnx:ncnn_native", converted)
+    return found, failed
+
+
+def _installed(name: str, notes: list[str]) -> bool:
+    if find_spec(name) is None:
+        notes.append(f"{name} skipped: not installed; pip install 'deblur-deploy[peers]'")
+        return False
+    return True
+
+
+def _int8_against_eager(entries: Sequence[Entry], photo: Image, plan: Plan) -> dict[str, Any]:
+    """These two alone, A B A B: what the int8 file gains on ONNX Runtime's own kernels over eager PyTorch."""
+    pair = [
+        next((entry for entry in entries if (entry.variant, entry.provider) == wanted), None)
+        for wanted in (("int8", "cpu"), ("eager fp32", "PyTorch"))
+    ]
+    chosen = [entry for entry in pair if entry is not None]
+    rows = measure_latency(chosen, photo, replace(plan, budget_s=plan.budget_s / 5)).rows
+    if len(rows) < 2 or any(row.median_ms is None for row in rows):
+        return {"error": "; ".join(row.error or "" for row in rows) or "one of the two is missing"}
+    int8, eager = rows
+    assert int8.median_ms is not None
+    assert eager.median_ms is not None
+    return {
+        "size": int8.size,
+        "ratio": eager.median_ms / int8.median_ms,
+        "int8_ms": int8.median_ms,
+        "eager_fp32_ms": eager.median_ms,
+        "calls": int8.calls,
+        "noise": (int8.noise or 0) + (eager.noise or 0),
+        "receipt": int8.facts.get("receipt"),
+    }
+
+
+if __name__ == "__main__":
+    script(Peers, run)

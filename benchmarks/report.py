@@ -1,0 +1,261 @@
+"""README's table, the figures, and one self-contained page, all made from the records in ``benchmarks/results``.
+
+Nothing is measured here but the pictures of the page.  ``--check`` only says whether README agrees with the records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from common import RESULTS, pairs, script
+from common import Options as _Options
+from rich.console import Console
+from tables import peers_table, product_table, scaling_tables, shares_table, times_faster
+
+from deblur_deploy.cli.common import OK, SOME_FAILED
+from deblur_deploy.errors import InputError
+from deblur_deploy.evaluation import plots, views
+from deblur_deploy.evaluation.page import Figure, Page, Picture, Table, pictures_of, write_page
+from deblur_deploy.evaluation.record import Record, Row, read_record
+from deblur_deploy.files import existing, writing_file
+from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.runtime.media import list_images, read_image
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+NAMES = ("latency", "quality", "peers", "limits", "scaling")
+FIGURES = {
+    "pareto": ("Quality against latency", "What nothing else beats in both is joined by the line."),
+    "latency": ("Latency by size", "uint8 array to uint8 array."),
+    "shares": ("Share of what the machine can do", "Operations a second, against the best matrix product measured."),
+}
+OURS = ("cpu", "openvino", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(_Options):
+    """Write README's table, the figures and the page."""
+
+    readme: Path = RESULTS.parents[1] / "README.md"
+    """File whose text between the two markers is replaced."""
+    results: Path = RESULTS
+    """Folder of records; its subfolders may hold those of other machines."""
+    photos: Path | None = None
+    """Folder of blurred photographs to show on the page beside the built-in ones."""
+    check: bool = False
+    """Write nothing; exit status 1 if README or a figure disagrees with the records."""
+
+
+def run(options: Report) -> int:
+    """Write or check."""
+    machines = read_machines(options.results, quick=options.quick)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    if options.check:
+        wrong = stale(options.readme, machines)
+        for line in wrong:
+            console.print(f"report.py: {line}")
+        return SOME_FAILED if wrong else OK
+    readme = existing(options.readme, kind="file").read_text(encoding="utf-8")
+    _write(options.readme, splice(readme, markdown(machines, options.readme)))
+    for folder, records in machines.items():
+        for name, svg in figures(records).items():
+            _write(folder / f"{name}.svg", plots.for_file(_signed(svg, records)))
+    page = results_page(machines, pictures(options))
+    write_page(options.out / "report.html", page)
+    console.print(f"written: {options.readme}, {options.out / 'report.html'}")
+    return OK
+
+
+def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, dict[str, Record]]:
+    """Records by folder (one a machine) and name.
+
+    Raises InputError if there is no latency record, or if one comes from a quick run and ``quick`` is not set.
+    """
+    found: dict[Path, dict[str, Record]] = {}
+    for place in (folder, *sorted(path for path in existing(folder, kind="folder").iterdir() if path.is_dir())):
+        records = {name: read_record(place / f"{name}.json") for name in NAMES if (place / f"{name}.json").is_file()}
+        if "latency" not in records or "quality" not in records:
+            continue
+        for name, record in records.items():
+            if record.settings.get("quick") and not quick:
+                raise InputError(f"{place / name}.json was measured with --quick; measure it again without")
+        found[place] = records
+    if not found:
+        raise InputError(f"{folder} holds no latency.json and quality.json; run benchmarks/latency.py and quality.py")
+    return found
+
+
+def merged(records: dict[str, Record]) -> list[Row]:
+    """Rows of the latency record, with the quality of the same variant and provider."""
+    quality = {row.key[:3]: row for row in records["quality"].rows}
+    rows = []
+    for row in records["latency"].rows:
+        of = quality.get(row.key[:3])
+        if of is not None:
+            values = {name: getattr(of, name) for name in ("psnr_blurred", "psnr", "ssim", "psnr_to_fp32")}
+            row = msgspec.structs.replace(row, **values, error=row.error or of.error)
+        rows.append(row)
+    return rows
+
+
+def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
+    """What stands between the markers."""
+    parts = []
+    for folder, records in machines.items():
+        record = records["latency"]
+        parts.append(
+            f"{conditions(record)}\n\n{_markdown_table(product_table(merged(records), records.get('limits')))}"
+        )
+        if "peers" in records:
+            parts.append(_markdown_table(peers_table(records["peers"])))
+            parts.append(times_faster(records["peers"]))
+        where = folder.resolve().relative_to(readme.resolve().parent).as_posix()
+        parts.append("\n".join(f"![{FIGURES[name][0]}]({where}/{name}.svg)" for name in figures(records)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def conditions(record: Record) -> str:
+    """Where and when a record was measured, in one sentence."""
+    about = record.machine
+    processor = ", ".join([*about.get("gpus", []), f"{about['processor']} ({', '.join(about['instructions'])})"])
+    noise = f"; the machine's own noise was {record.machine_noise:.1%}" if record.machine_noise is not None else ""
+    again = record.found.get("second_pass") or {}
+    if again:
+        noise += f", and a second pass differed by {again['median']:.1%} (median) and {again['worst']:.1%} (most)"
+    return (
+        f"Measured on {processor}, {record.settings['threads']} threads, {record.date[:10]}, commit "
+        f"{record.commit or 'unknown'}, onnxruntime {record.versions.get('onnxruntime', 'unknown')}{noise}."
+    )
+
+
+def splice(readme: str, block: str) -> str:
+    """``readme`` with ``block`` between the markers; raises InputError if they are not there, once and in order."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise InputError(f"README needs the lines {BEGIN} and {END}, once each and in this order")
+    return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
+
+
+def stale(readme: Path, machines: dict[Path, dict[str, Record]]) -> list[str]:
+    """What does not agree with the records: README's part, or a figure."""
+    text = existing(readme, kind="file").read_text(encoding="utf-8")
+    wrong = []
+    if splice(text, markdown(machines, readme)) != text:
+        wrong.append(f"{readme} does not agree with the records; run benchmarks/report.py")
+    for folder, records in machines.items():
+        for name in figures(records):
+            path = folder / f"{name}.svg"
+            if not path.is_file() or digest(records) not in path.read_text(encoding="utf-8"):
+                wrong.append(f"{path} was not made from the records beside it; run benchmarks/report.py")
+    return wrong
+
+
+def digest(records: dict[str, Record]) -> str:
+    """SHA-256 of all that figures are made of."""
+    return hashlib.sha256(msgspec.json.encode(records)).hexdigest()
+
+
+def figures(records: dict[str, Record]) -> dict[str, str]:
+    """SVG by name, of what the records allow."""
+    rows = [row for row in merged(records) if row.error is None]
+    found: dict[str, str] = {}
+    if "peers" in records:
+        peers = records["peers"]
+        good = [row for row in peers.rows if row.error is None]
+        ours = [row for row in good if row.provider in OURS]
+        named = [msgspec.structs.replace(row, variant=f"{row.variant}, {row.provider}") for row in good]
+        points = [
+            point
+            for group, chosen in (("deblur_deploy", ours), ("other tools", [r for r in good if r not in ours]))
+            for point in views.pareto_points([named[good.index(row)] for row in chosen], group)
+        ]
+        size, psnr_blurred = good[0].size if good else "", views.blurred(good)
+    else:
+        size = "1280x720"
+        points, psnr_blurred = views.pareto_points([row for row in rows if row.size == size]), views.blurred(rows)
+    if points:
+        found["pareto"] = plots.pareto(points, psnr_blurred, size)
+    series: dict[str, dict[float, float]] = {}
+    for row in rows:
+        if row.median_ms is not None:
+            series.setdefault(f"{row.variant}, {row.provider}", {})[row.pixels / 1e6] = row.median_ms
+    if series:
+        found["latency"] = plots.latency_by_size(series)
+    if "limits" in records and (shares := records["limits"].found.get("shares")):
+        values = {
+            f"{row['variant']}, {row['provider']} ({row['arithmetic']})": max(
+                row["share_of_compute"], row["share_of_bandwidth"]
+            )
+            for row in shares
+        }
+        found["shares"] = plots.shares(values, "share of the measured ceiling, %")
+    return found
+
+
+def pictures(options: Report) -> list[Picture]:
+    """The built-in pairs and ``--photos``, restored by the variant that ``auto`` runs on this machine."""
+    with DeblurEngine(options.model, threads=options.threads) as engine:
+        found = pictures_of(pairs(options), engine, count=6)
+        for path in list_images(options.photos) if options.photos else []:
+            photo = read_image(path)
+            found.append(Picture(before=photo, after=engine(photo), caption=f"{path.stem} (no ground truth)"))
+    return found
+
+
+def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Picture]) -> Page:
+    """The whole page."""
+    drawn: list[Figure] = []
+    tables: list[Table] = []
+    notes: list[str] = []
+    for records in machines.values():
+        where = "" if len(machines) == 1 else f" on {records['latency'].machine['processor']}"
+        drawn += [
+            Figure(heading=FIGURES[name][0] + where, svg=svg, note=FIGURES[name][1])
+            for name, svg in figures(records).items()
+        ]
+        tables.append(product_table(merged(records), records.get("limits")))
+        if "peers" in records:
+            tables.append(peers_table(records["peers"]))
+        if "limits" in records:
+            tables.append(shares_table(records["limits"]))
+        if "scaling" in records:
+            tables += scaling_tables(records["scaling"])
+        tables += views.tables(msgspec.structs.replace(records["latency"], rows=merged(records)))
+        for record in records.values():
+            notes.append(f"{record.benchmark}: {conditions(record)}")
+            notes += [f"{record.benchmark}: {note}" for note in record.notes]
+    lead = "Every figure comes from a record that a script in benchmarks/ wrote."
+    return Page(
+        title="deblur_deploy: latency and quality",
+        lead=lead,
+        pictures=shown,
+        shown="the variant that runs by default on this machine",
+        figures=drawn,
+        tables=tables,
+        notes=notes,
+    )
+
+
+def _markdown_table(table: Table) -> str:
+    columns = [" ".join(column.split()) for column in table.columns]
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows]
+    return f"**{table.heading}**\n\n" + "\n".join(lines) + (f"\n\n{table.note}" if table.note else "")
+
+
+def _signed(svg: str, records: dict[str, Record]) -> str:
+    head, closing, rest = svg.partition(">")
+    return f"{head}{closing}<desc>Made by benchmarks/report.py from records {digest(records)}</desc>{rest}"
+
+
+def _write(path: Path, text: str) -> None:
+    with writing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    script(Report, run)

@@ -1,0 +1,240 @@
+"""deblur-bench: which variant on which provider, in one table; and whether anything got worse since."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
+from deblur_deploy.errors import DeblurError, InputError, MissingExtraError
+from deblur_deploy.files import writing_file
+from deblur_deploy.shipped import DEFAULT_BUNDLE
+
+try:
+    from deblur_deploy.evaluation import bench, record, views
+    from deblur_deploy.evaluation.compare import caveats, compare_records
+    from deblur_deploy.evaluation.page import Page, pictures_of, write_page
+except ImportError as error:
+    raise MissingExtraError(f"{error.name} is not installed; pip install 'deblur-deploy[cpu,evaluate]'") from None
+
+from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.runtime.providers import AUTO, find
+from deblur_deploy.runtime.threads import usable_cores
+
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Measure latency, memory and quality of every variant on every provider and size, or compare two such records.
+
+    Exit status 1 means that a row failed, or that something got worse beyond the noise.
+    """
+
+    models: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Bundle folders or .onnx files of deblur-export; by default the bundle that ships with the package."""
+    providers: tuple[str, ...] = ()
+    """cpu, openvino, cuda, ...; by default all of these that are present."""
+    variants: tuple[str, ...] = ()
+    """Only these files of the bundles, such as 'int8'; by default all."""
+    sizes: tuple[str, ...] = tuple(f"{width}x{height}" for width, height in bench.Plan().sizes)
+    """WIDTHxHEIGHT of the images that are timed."""
+    data: Path | None = None
+    """Folder with pairs, blur/NAME and sharp/NAME, for PSNR and SSIM; by default the built-in photographs."""
+    threads: int | None = None
+    """Cores to use; by default all that this process may use."""
+    budget_s: float = bench.Plan().budget_s
+    """Seconds of timed calls, all sizes together; every row is timed at least three times nevertheless."""
+    json: Path | None = None
+    """Write the record to this file; '-' is standard output."""
+    csv: Path | None = None
+    """Write the rows to this file; '-' is standard output."""
+    html: Path | None = None
+    """Write one self-contained page to this file."""
+    compare: tuple[Path, Path] | None = None
+    """Measure nothing; say what got slower or worse from the first of these records (--json) to the second."""
+
+    def __post_init__(self) -> None:
+        for size in self.sizes:
+            if not _SIZE.fullmatch(size):
+                raise ValueError(f"sizes has {size!r}; allowed: WIDTHxHEIGHT such as 1280x720, each up to 99999")
+        if not self.sizes:
+            raise ValueError("sizes is empty; allowed: one or more of WIDTHxHEIGHT")
+        if not 0 < self.budget_s <= 86400:
+            raise ValueError(f"budget-s is {self.budget_s}; allowed: more than 0, up to 86400")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; allowed: 1 or more")
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    """Arguments of the command line; exits with status 2 on a mistake."""
+    return tyro.cli(Arguments, prog="deblur-bench", args=argv)
+
+
+def run(arguments: Arguments, console: Console | None = None) -> int:
+    """Measure or compare; returns the exit status."""
+    console = console or Console(stderr=True)
+    if arguments.compare:
+        return _compare(*arguments.compare)
+    notes: list[str] = []
+    entries = _entries(arguments, notes)
+    pairs, failed = _pairs(arguments.data)
+    plan = bench.Plan(
+        sizes=tuple(dict.fromkeys(_width_height(size) for size in arguments.sizes)), budget_s=arguments.budget_s
+    )
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=bench.steps(entries, plan))
+
+        def on_progress(what: str) -> None:
+            progress.update(task, advance=1, description=escape(what))
+
+        outcome = bench.measure(entries, pairs, pairs[0].blurred, plan, on_progress)
+    result = record.new_record(
+        "deblur-bench",
+        {
+            "sizes": list(arguments.sizes),
+            "threads": arguments.threads or usable_cores(),
+            "budget_s": arguments.budget_s,
+            "data": arguments.data.name if arguments.data else "built-in photographs",
+            "pairs": [pair.name for pair in pairs],
+        },
+        reference_ms=outcome.reference_ms,
+        machine_noise=outcome.machine_noise,
+        notes=[*notes, *failed],
+        rows=outcome.rows,
+    )
+    _write(arguments, result)
+    if arguments.html:
+        _write_html(arguments.html, result, entries, pairs)
+    if Path("-") not in (arguments.json, arguments.csv):
+        for grid in tables(result):
+            Console(width=None if sys.stdout.isatty() else 120).print(grid)
+    for line in views.summary(result):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return SOME_FAILED if failed or any(row.error for row in result.rows) else OK
+
+
+def tables(result: record.Record) -> list[Table]:
+    """One line a row, the sizes apart; and one line a variant and provider."""
+    several = len({row.model for row in result.rows}) > 1
+    grids = []
+    for columns, cells, rows in (
+        (views.COSTS, views.costs, result.rows),
+        (views.QUALITIES, views.qualities, views.one_a_variant(result.rows)),
+    ):
+        grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
+        for heading in (*(("model",) if several else ()), *columns):
+            textual = heading in ("model", "variant", "provider", "size", "really ran")
+            grid.add_column(heading, justify="left" if textual else "right", no_wrap=heading != "really ran")
+        for row, after in zip_longest(rows, rows[1:]):
+            text = map(escape, [*((row.model,) if several else ()), *cells(row)])
+            grid.add_row(*text, end_section=after is None or after.size != row.size)
+        grids.append(grid)
+    return grids
+
+
+def _width_height(size: str) -> tuple[int, int]:
+    width, height = map(int, size.split("x"))
+    return width, height
+
+
+def _entries(arguments: Arguments, notes: list[str]) -> list[bench.Entry]:
+    models = arguments.models or (DEFAULT_BUNDLE,)
+    providers = list(arguments.providers)
+    if not providers:
+        # Named providers must run; of the usual ones those that are absent are only mentioned.
+        for name in reversed(AUTO):
+            try:
+                find(name)
+                providers.append(name)
+            except DeblurError as error:
+                notes.append(f"{name} skipped: {error}")
+    entries = [
+        entry
+        for model in models
+        for entry in bench.entries_of(model, providers, variants=arguments.variants, threads=arguments.threads)
+    ]
+    if len({entry.name for entry in entries}) < len(entries):
+        raise InputError("two of the models or providers have the same name; rename one of the folders")
+    return entries
+
+
+def _pairs(folder: Path | None) -> tuple[list[Pair], list[str]]:
+    if folder is not None:
+        return bench.readable_pairs(folder)
+    try:
+        from deblur_deploy.pipeline.photos import builtin_pairs
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{error.name} is not installed, which the built-in photographs need; give --data, or "
+            "pip install 'deblur-deploy[cpu,train]'"
+        ) from None
+    return builtin_pairs(), []
+
+
+def _write(arguments: Arguments, result: record.Record) -> None:
+    texts = ((arguments.json, record.to_json(result).decode()), (arguments.csv, record.to_csv(result.rows)))
+    for path, text in texts:
+        if path == Path("-"):
+            sys.stdout.write(text)
+        elif path is not None:
+            with writing_file(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+
+def _write_html(path: Path, result: record.Record, entries: Sequence[bench.Entry], pairs: Sequence[Pair]) -> None:
+    # The last row that ran is of the fastest kind that a bundle lists: its pictures are shown.
+    ran = {(row.variant, row.provider) for row in result.rows if row.error is None}
+    shown = next((entry for entry in reversed(entries) if (entry.variant, entry.provider) in ran), None)
+    pictures = []
+    if shown is not None:
+        with shown.start() as worker:
+            pictures = pictures_of(pairs, worker.restore)
+    page = Page(
+        title="deblur-bench",
+        lead="; ".join(views.summary(result)[:2]),
+        pictures=pictures,
+        shown=shown.name if shown else "",
+        figures=views.figures(result),
+        tables=views.tables(result),
+        notes=[*views.summary(result)[2:], ", ".join(f"{name} {of}" for name, of in result.versions.items())],
+    )
+    write_page(path, page)
+
+
+def _compare(old_path: Path, new_path: Path) -> int:
+    old, new = record.read_record(old_path), record.read_record(new_path)
+    out = Console(soft_wrap=True, highlight=False, markup=False)
+    for line in caveats(old, new):
+        out.print(f"note: {line}")
+    changes = compare_records(old, new)
+    for change in changes:
+        out.print(f"{'WORSE ' if change.worse else 'better'} {change.row}: {change.what} {change.text}")
+    worse = sum(change.worse for change in changes)
+    compared = sum(row.error is None for row in old.rows)
+    out.print(f"{compared} rows compared, {worse} figures worse, {len(changes) - worse} better, beyond the noise")
+    return SOME_FAILED if worse else OK
+
+
+def command(argv: Sequence[str] | None) -> int:
+    """Parse and run."""
+    return run(parse(argv))
+
+
+main = guarded("deblur-bench", command)
+
+if __name__ == "__main__":
+    sys.exit(main())

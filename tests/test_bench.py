@@ -1,0 +1,316 @@
+"""deblur-bench on tiny real bundles and on candidates that fail in every way that candidates can."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import fakes  # noqa: F401 (its folder must be on the path of the workers)
+import msgspec
+import numpy as np
+import pytest
+import tiny
+from rich.console import Console
+
+from deblur_deploy.cli.bench import Arguments, command, parse, run
+from deblur_deploy.errors import DeblurError, InputError, MissingFileError, ProviderError
+from deblur_deploy.evaluation.bench import Entry, Plan, entries_of, measure, readable_pairs, steps
+from deblur_deploy.evaluation.compare import caveats, compare_records
+from deblur_deploy.evaluation.quality import Pair, psnr, ssim
+from deblur_deploy.evaluation.record import Record, Row, new_record, read_record, to_csv, write_json
+from deblur_deploy.evaluation.worker import Worker
+from deblur_deploy.runtime.media import write_image
+
+PLAN = Plan(sizes=((48, 32),), budget_s=0.1, rounds=4)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    images = [rng.integers(1, 255, (40, 50 + k, 3), np.uint8) for k in range(2)]
+    return [Pair(name=f"{k}.png", blurred=image, sharp=255 - image) for k, image in enumerate(images)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, pairs):
+    folder = tmp_path_factory.mktemp("pairs")
+    for pair in pairs:
+        write_image(folder / "blur" / pair.name, pair.blurred)
+        write_image(folder / "sharp" / pair.name, pair.sharp)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny.write_bundle(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def entry(function: str, variant: str = "", **arguments) -> Entry:
+    return Entry(
+        model="fake", variant=variant or function, provider="test", factory=f"fakes:{function}", arguments=arguments
+    )
+
+
+def test_a_worker_is_another_process_with_its_own_memory_and_variables():
+    image = np.full((3, 4, 3), 7, np.uint8)
+    with Worker("fakes:hungry", {"megabytes": 300}) as hungry, Worker("fakes:identity", {}) as modest:
+        modest.keep(image)
+        hungry.keep(image)
+        assert modest.run() > 0
+        hungry.run()
+        if modest.peak_mb() is not None:
+            assert hungry.peak_mb() - modest.peak_mb() == pytest.approx(300 * 2**20 / 1e6, rel=0.1)
+        assert np.array_equal(modest.restore(image), image)
+    with Worker("fakes:identity", {}, environment={"FAKE": "yes"}) as worker:
+        assert worker.facts == {"variable": "yes"}
+
+
+def test_a_worker_times_what_it_does():
+    with Worker("fakes:identity", {"milliseconds": 40}) as worker:
+        worker.keep(np.zeros((2, 2, 3), np.uint8))
+        assert worker.run() >= 40
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("fakes:absent", "RuntimeError: no such library"),
+        ("fakes:missing", "missing"),
+        ("no_such_module:f", "no_such_module"),
+    ],
+)
+def test_a_candidate_that_cannot_be_made_says_why_in_one_line(factory, message):
+    with pytest.raises(ProviderError, match=message) as caught:
+        Worker(factory, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_crash_is_an_error_of_its_own_candidate_with_its_last_words():
+    with Worker("fakes:crashing", {"after": 1}) as worker:
+        worker.keep(np.zeros((2, 2, 3), np.uint8))
+        worker.run()
+        with pytest.raises(ProviderError, match="status 139: segmentation fault"):
+            worker.run()
+
+
+def test_whoever_fails_has_a_row_that_says_so_and_the_others_stand(pairs):
+    entries = [
+        entry("identity", "fp32"),
+        entry("darker"),
+        entry("absent"),
+        entry("crashing", "in the middle", after=len(pairs) + 0),
+        entry("crashing", "while timed", after=4),
+    ]
+    said: list[str] = []
+    outcome = measure(entries, pairs, pairs[0].blurred, PLAN, said.append)
+    assert len(said) == steps(entries, PLAN)
+    rows = {row.variant: row for row in outcome.rows}
+    assert list(rows) == [entry.variant for entry in entries]
+    for name in ("fp32", "darker"):
+        assert rows[name].error is None
+        assert 0 < rows[name].best_ms <= rows[name].median_ms <= rows[name].p95_ms
+        assert 3 <= rows[name].calls <= PLAN.rounds
+    assert "no such library" in rows["absent"].error
+    for name in ("in the middle", "while timed"):
+        assert "segmentation fault" in rows[name].error
+        assert rows[name].median_ms is None
+    assert set(outcome.reference_ms) == {"48x32"}
+    assert outcome.machine_noise == outcome.reference_noise
+
+
+def test_quality_is_scikit_images_against_the_truth_and_against_fp32(pairs):
+    rows = measure([entry("darker"), entry("identity", "fp32")], pairs, pairs[0].blurred, PLAN).rows
+    dark, same = rows
+    assert same.psnr == pytest.approx(np.mean([psnr(pair.blurred, pair.sharp) for pair in pairs]))
+    assert same.ssim == pytest.approx(np.mean([ssim(pair.blurred, pair.sharp) for pair in pairs]))
+    assert same.psnr_blurred == same.psnr
+    assert same.psnr_to_fp32 is None
+    assert dark.psnr_to_fp32 == pytest.approx(20 * np.log10(255))
+
+
+def test_every_variant_runs_on_every_provider_and_its_receipt_is_kept(bundle, folder, tmp_path, capsys):
+    out = {name: tmp_path / f"out.{name}" for name in ("json", "csv", "html")}
+    arguments = [str(bundle), "--data", str(folder), "--sizes", "48x32", "33x17", "--budget-s", "0.1"]
+    arguments += ["--providers", "cpu", "directml", "--threads", "1"]
+    status = command(arguments + [text for name, path in out.items() for text in (f"--{name}", str(path))])
+    assert status == 1
+    record = read_record(out["json"])
+    assert len(record.rows) == 2 * 2 * 4
+    for row in record.rows:
+        if row.provider == "cpu":
+            assert row.error is None
+            receipt = row.facts["receipt"]
+            assert (receipt["provider"], receipt["variant"], receipt["threads"]) == ("cpu", row.variant, 1)
+            assert receipt["convolutions"] == {"cpu": 1.0}
+            assert min(row.median_ms, row.load_ms, row.first_ms, row.psnr, row.frames_per_s) > 0
+        else:
+            assert "directml" in row.error
+            assert row.median_ms is None
+    assert record.settings["pairs"] == ["0.png", "1.png"]
+    assert record.machine["cores"] >= 1
+    assert "onnxruntime" in record.versions
+    printed = capsys.readouterr()
+    assert all(name in printed.out for name in ("fp32", "fp16", "int8", "float", "33x17", "failed"))
+    assert "FAILED tiny/int8 on directml, 33x17, 48x32" in printed.err
+    lines = list(csv.DictReader(out["csv"].read_text().splitlines()))
+    assert [line["variant"] for line in lines] == [row.variant for row in record.rows]
+    assert [line["median_ms"] for line in lines if line["error"]] == [""] * 8
+    html = out["html"].read_text()
+    assert html.count("data:image/jpeg;base64,") == 4
+    assert html.count("<svg") == 2
+
+
+def test_absent_providers_are_only_notes_unless_they_are_asked_for(bundle, folder, monkeypatch):
+    from deblur_deploy.cli import bench
+
+    def find(name):
+        if name != "cpu":
+            raise ProviderError(f"{name} is not installed")
+
+    monkeypatch.setattr(bench, "find", find)
+    notes: list[str] = []
+    entries = bench._entries(Arguments(models=(bundle,)), notes)
+    assert {entry.provider for entry in entries} == {"cpu"}
+    assert notes == ["openvino skipped: openvino is not installed", "cuda skipped: cuda is not installed"]
+
+
+def test_a_single_file_is_a_model_too(bundle):
+    [only] = entries_of(bundle / "int8.onnx", ["cpu"])
+    assert (only.model, only.variant) == ("tiny", "int8")
+    with pytest.raises(MissingFileError, match="no such model"):
+        entries_of(bundle / "none.onnx", ["cpu"])
+    with pytest.raises(InputError, match=r"no variant 'int4'; it has .*int8"):
+        entries_of(bundle, ["cpu"], variants=["int4"])
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_used(folder, bundle, tmp_path, capsys):
+    import shutil
+
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    for kind in ("blur", "sharp"):
+        (mixed / kind / "broken.png").write_bytes(b"\x89PNG no")
+        write_image(mixed / kind / "other.png", np.zeros((20, 20 if kind == "blur" else 30, 3), np.uint8))
+        write_image(mixed / kind / "small.png", np.zeros((10, 30, 3), np.uint8))
+    write_image(mixed / "blur" / "alone.png", np.zeros((20, 20, 3), np.uint8))
+    pairs, failed = readable_pairs(mixed)
+    assert [pair.name for pair in pairs] == ["0.png", "1.png"]
+    assert [next(name for name in ("alone", "broken", "other", "small") if name in line) for line in failed] == [
+        "alone", "broken", "other", "small",
+    ]  # fmt: skip
+    status = command(
+        [
+            str(bundle),
+            "--data",
+            str(mixed),
+            "--sizes",
+            "16x16",
+            "--variants",
+            "int8",
+            "--providers",
+            "cpu",
+            "--budget-s",
+            "0.1",
+        ]
+    )
+    assert status == 1
+    assert "broken.png" in capsys.readouterr().err
+    (tmp_path / "blur").mkdir()
+    with pytest.raises(DeblurError, match="no pair can be used"):
+        readable_pairs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--sizes", "12"],
+        ["--sizes", "0x5"],
+        ["--sizes", "123456x2"],
+        ["--budget-s", "0"],
+        ["--budget-s", "nan"],
+        ["--threads", "0"],
+    ],
+)
+def test_bad_options_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code == 2
+    assert "allowed" in capsys.readouterr().err.replace("\n", " ")
+
+
+def record(**changes) -> Record:
+    rows = changes.pop("rows", None) or [row()]
+    made = new_record("deblur-bench", {"pairs": ["a"], "threads": 2}, reference_ms={"48x32": 10.0}, rows=rows)
+    return msgspec.structs.replace(made, **changes)
+
+
+def row(**changes) -> Row:
+    usual = {"median_ms": 100.0, "noise": 0.01, "psnr": 30.0, "ssim": 0.9, "peak_mb": 100.0}
+    return Row(**({"model": "m", "variant": "int8", "provider": "cpu", "size": "48x32"} | usual | changes))
+
+
+@pytest.mark.parametrize(
+    ("new", "worse", "better"),
+    [
+        (record(), 0, 0),
+        (record(rows=[row(median_ms=104.9)]), 0, 0),  # within what two runs differ by
+        (record(rows=[row(median_ms=106.0)]), 1, 0),
+        (record(rows=[row(median_ms=94.0)]), 0, 1),
+        (record(rows=[row(median_ms=106.0, noise=0.06)]), 0, 0),  # within its own noise
+        (record(rows=[row(median_ms=111.0)], reference_ms={"48x32": 11.2}), 0, 0),  # the machine is slower
+        (record(rows=[row(psnr=29.98)]), 1, 0),
+        (record(rows=[row(psnr=29.995)]), 0, 0),
+        (record(rows=[row(psnr=20.0)], settings={"pairs": ["b"], "threads": 2}), 0, 0),  # other images
+        (record(rows=[row(ssim=0.91, psnr=30.1)]), 0, 2),
+        (record(rows=[row(peak_mb=120.0)]), 1, 0),
+        (record(rows=[row(error="no memory")]), 1, 0),
+        (record(rows=[row(variant="fp32")]), 1, 0),  # gone
+        (record(rows=[row(model="renamed")]), 0, 0),
+    ],
+)
+def test_the_guard_names_what_got_worse_beyond_the_noise(new, worse, better, tmp_path, capsys):
+    changes = compare_records(record(), new)
+    assert [change.worse for change in changes] == [True] * worse + [False] * better
+    write_json(tmp_path / "old.json", record())
+    write_json(tmp_path / "new.json", new)
+    assert command(["--compare", str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == (1 if worse else 0)
+    assert f"{worse} figures worse, {better} better" in capsys.readouterr().out
+
+
+def test_a_row_that_failed_before_cannot_get_worse():
+    assert compare_records(record(rows=[row(error="no")]), record(rows=[row(variant="x")])) == []
+
+
+def test_the_guard_says_why_two_records_may_not_be_comparable():
+    other = record(machine={"processor": "other"}, settings={"pairs": [], "threads": 1}, reference_ms={"48x32": 20.0})
+    text = " ".join(caveats(record(), other))
+    assert all(word in text for word in ("machines differ", "pairs differ", "threads differ", "+100%"))
+    assert caveats(record(), record()) == []
+
+
+def test_records_come_back_as_they_were_but_for_the_seventh_digit(tmp_path):
+    written = record(rows=[row(median_ms=1 / 3, psnr_to_fp32=None, facts={"threads": 2, "nodes": {"cpu": 1.0}})])
+    write_json(tmp_path / "a.json", written)
+    read = read_record(tmp_path / "a.json")
+    assert read == msgspec.structs.replace(written, rows=[msgspec.structs.replace(written.rows[0], median_ms=0.333333)])
+    assert len(to_csv(read.rows).splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "surprise": 2}', "\xff"])
+def test_what_is_no_record_is_refused(text, tmp_path):
+    (tmp_path / "a.json").write_text(text, encoding="latin1")
+    with pytest.raises(InputError, match="not a record"):
+        read_record(tmp_path / "a.json")
+
+
+def test_a_record_of_the_future_is_refused(tmp_path):
+    data = json.loads(msgspec.json.encode(record()))
+    (tmp_path / "a.json").write_text(json.dumps(data | {"schema": 99}))
+    with pytest.raises(InputError, match="schema 99"):
+        read_record(tmp_path / "a.json")
+
+
+def test_two_models_of_one_name_are_refused(bundle):
+    with pytest.raises(InputError, match="same name"):
+        run(dataclasses.replace(Arguments(models=(bundle, bundle)), providers=("cpu",)), Console(quiet=True))

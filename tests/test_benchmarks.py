@@ -1,0 +1,235 @@
+"""The scripts in ``benchmarks/``: their command lines, their arithmetic, and README against the records."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from deblur_deploy.errors import InputError
+from deblur_deploy.evaluation.record import Record, Row, new_record, read_record, write_json
+from deblur_deploy.runtime.receipt import Receipt
+from deblur_deploy.training.unet import PRESETS, UNet, UNetConfig
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {
+    "latency": "Latency", "quality": "Quality", "peers": "Peers", "limits": "Limits", "scaling": "Scaling",
+    "report": "Report",
+}  # fmt: skip
+SIZES = ("640x360", "1280x720")
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield importlib.import_module
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_says_what_it_does_and_refuses_what_makes_no_sense(name, script, monkeypatch, capsys):
+    module = script(name)
+    for arguments, status, said in ((["--help"], 0, "--quick"), (["--threads", "0"], 2, "allowed: 1 or more")):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            script("common").script(getattr(module, SCRIPTS[name]), module.run)
+        assert caught.value.code == status
+        printed = capsys.readouterr()
+        assert said in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    "config", [*PRESETS.values(), UNetConfig(stem=2, encoder=((16,), (8, 24)), up=(8,), decoder=((16,),))]
+)
+def test_bytes_are_those_that_hooks_on_the_convolutions_count(config, script):
+    counted = 0
+
+    def count(module, inputs, output):
+        nonlocal counted
+        counted += inputs[0].numel() + output.numel()
+
+    net = UNet(config)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(count)
+    side = 2 * config.size_divisor
+    with torch.no_grad():
+        net(torch.zeros(1, 3, side, side))
+    assert script("limits").values_per_pixel(config) * side**2 == pytest.approx(counted)
+
+
+def test_the_share_of_the_ceiling_is_operations_over_rate_and_time(script):
+    config = PRESETS["hd"]
+    ceilings = {"cpu": {"int8_tops": {"rate": 1.0}, "copy_gb_per_s": {"rate": 1000.0}}}
+    share = script("limits").share(row("int8", 100.0, size="1280x720"), config, ceilings)
+    operations = 2 * config.macs_per_pixel * 1280 * 720
+    assert share["share_of_compute"] == pytest.approx(operations / 1e12 / 0.1)
+    assert share["nearest"] == "compute"
+    padded = script("limits").share(row("int8", 100.0, size="1279x705"), config, ceilings)
+    assert padded["giga_operations"] == share["giga_operations"]
+
+
+def test_two_passes_are_compared_row_by_row(script):
+    from deblur_deploy.evaluation.bench import Outcome
+
+    passes = [
+        Outcome(rows=[row("int8", a), row("fp32", b), row("fp16", None, error="no")], reference_ms={})
+        for a, b in ((100.0, 50.0), (104.0, 50.0))
+    ]
+    found = script("latency").disagreement(*passes)
+    assert found["worst"] == pytest.approx(0.04)
+    assert "int8" in found["where"]
+
+
+def row(variant: str, median_ms: float | None, size: str = "640x360", provider: str = "cpu", **more) -> Row:
+    receipt = Receipt(
+        model="hd", variant=variant, provider="cpu", device="d", precision="int8", effective_precision="int8",
+        threads=2, nodes={"cpu": 1.0}, convolutions={"cpu": 1.0}, load_ms=1, warm_up_ms=1, versions={},
+    )  # fmt: skip
+    facts = {"receipt": msgspec.to_builtins(receipt)} if provider == "cpu" else {"library": provider}
+    return Row(model="hd", variant=variant, provider=provider, size=size, median_ms=median_ms, facts=facts, **more)
+
+
+def records() -> dict[str, Record]:
+    quality = {"psnr": 28.5, "psnr_blurred": 27.0, "ssim": 0.8}
+    latency = [
+        row(name, ms * (1 + 3 * k), size)
+        for k, size in enumerate(SIZES)
+        for name, ms in (("int8", 10.0), ("fp32", 50.0))
+    ]
+    latency.append(row("broken", None, error="no such file"))
+    share = {
+        "variant": "int8", "provider": "cpu", "arithmetic": "int8", "ms": 40.0, "giga_operations": 48.0,
+        "mega_bytes": 70.0, "tops": 1.2, "share_of_compute": 0.61, "share_of_bandwidth": 0.1, "nearest": "compute",
+    }  # fmt: skip
+    ratio = {"size": "1280x720", "ratio": 7.04, "int8_ms": 40.0, "eager_fp32_ms": 281.6}
+    peers = [row("int8", 40.0, "1280x720", **quality), row("eager fp32", 281.6, "1280x720", "PyTorch", **quality)]
+    one = {"size": "1280x720", "ms": 40.0, "ms_per_megapixel": 43.0, "peak_mb": 200.0}
+    scaling = {
+        "pixels": [one],
+        "threads": [{"threads": 1, **one}],
+        "streams": [{"streams": 1, "images_per_s": 25.0, **one}],
+        "batch": [{"batch": 2, "ms_per_image": 41.0}],
+    }
+    again = {"second_pass": {"worst": 0.03, "median": 0.01, "where": "int8"}}
+    settings = {"threads": 2, "quick": False, "data": "crops", "pairs": ["a"], "size": "1280x720"}
+    settings |= {"variant": "int8", "provider": "cpu"}
+
+    def made(name: str, rows: list[Row], **found) -> Record:
+        return new_record(name, settings, rows=rows, found=found, machine_noise=0.012)
+
+    ceilings = {"cpu": {"int8_tops": {"rate": 2.0, "library": "onnxruntime"}}}
+    return {
+        "latency": made("latency", latency, **again),
+        "quality": made("quality", [row(name, None, "", **quality) for name in ("int8", "fp32", "broken")]),
+        "peers": made("peers", peers, int8_cpu_against_eager_fp32=ratio),
+        "limits": made("limits", [], shares=[share], ceilings=ceilings),
+        "scaling": made("scaling", [], **scaling),
+    }
+
+
+@pytest.fixture(scope="module")
+def reported(script, tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkout")
+    for name, record in records().items():
+        write_json(root / "results" / f"{name}.json", record)
+    (root / "README.md").write_text("# before\n\n<!-- table:begin -->\nold\n<!-- table:end -->\n\nafter\n")
+    tiny.write_bundle(root / "bundle")
+    assert script("report").run(options(script, root)) == 0
+    return root
+
+
+@pytest.fixture
+def checkout(reported, tmp_path):
+    return shutil.copytree(reported, tmp_path / "checkout")
+
+
+def options(script, checkout: Path, **more):
+    places = {"readme": checkout / "README.md", "results": checkout / "results", "out": checkout / "results"}
+    return script("report").Report(model=checkout / "bundle", **places, **more)
+
+
+def test_readme_figures_and_page_are_made_from_the_records(checkout, script):
+    report = script("report")
+    readme = (checkout / "README.md").read_text()
+    assert readme.startswith("# before\n\n<!-- table:begin -->")
+    assert readme.endswith("<!-- table:end -->\n\nafter\n")
+    assert "old" not in readme
+    assert "| int8 | cpu in int8, 2 threads | 10.0 | 40.0 | 25.0 |" in readme
+    assert "| broken | cpu: failed | failed | failed |" in readme
+    for text in ("28.50 | +1.50 | 0.8000", "61%", "**7.0 times** faster", "differed by 1.0% (median) and 3.0% (most)"):
+        assert text in readme
+    html = (checkout / "results" / "report.html").read_text()
+    assert html.count("<svg") == 3
+    assert html.count("data:image/jpeg;base64,") == 2 * 6
+    for name in ("pareto", "latency", "shares"):
+        assert f"](results/{name}.svg)" in readme
+        assert report.digest(records_of(checkout)) in (checkout / "results" / f"{name}.svg").read_text()
+    assert report.run(options(script, checkout, check=True)) == 0
+
+
+def records_of(checkout: Path) -> dict[str, Record]:
+    return {name: read_record(checkout / "results" / f"{name}.json") for name in records()}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda root: edit(root / "README.md", "| 40.0 |", "| 39.9 |"),
+        lambda root: edit(root / "README.md", "7.0 times", "8.0 times"),
+        lambda root: edit(root / "results" / "latency.json", '"median_ms": 40.0', '"median_ms": 41.0'),
+        lambda root: edit(root / "results" / "quality.json", '"psnr": 28.5', '"psnr": 28.6'),
+        lambda root: (root / "results" / "pareto.svg").unlink(),
+        lambda root: (root / "results" / "peers.json").unlink(),
+    ],
+)
+def test_whatever_disagrees_with_the_records_is_found(damage, checkout, script, capsys):
+    report = script("report")
+    damage(checkout)
+    assert report.run(options(script, checkout, check=True)) == 1
+    assert "run benchmarks/report.py" in capsys.readouterr().err.replace("\n", " ")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_nothing_is_claimed_from_quick_runs_or_without_markers(checkout, script):
+    report = script("report")
+    edit(checkout / "results" / "peers.json", '"quick": false', '"quick": true')
+    with pytest.raises(InputError, match=r"peers.json was measured with --quick"):
+        report.run(options(script, checkout))
+    (checkout / "README.md").write_text("# no markers\n")
+    with pytest.raises(InputError, match="table:begin"):
+        report.run(options(script, checkout, quick=True))
+    with pytest.raises(InputError, match=r"holds no latency.json"):
+        report.read_machines(checkout / "bundle")
+
+
+def test_the_committed_readme_agrees_with_the_committed_records(script):
+    report = script("report")
+    if not (report.RESULTS / "latency.json").is_file():
+        pytest.skip("no benchmarks/results/latency.json yet")
+    assert report.stale(ROOT / "README.md", report.read_machines(report.RESULTS)) == []
+
+
+@pytest.mark.slow
+def test_quality_measures_a_real_bundle(checkout, script):
+    quality = script("quality")
+    status = quality.run(quality.Quality(model=checkout / "bundle", out=checkout, quick=True))
+    record = read_record(checkout / "quality.json")
+    assert status == 0
+    assert {row.variant for row in record.rows if row.provider == "cpu"} == {"fp32", "fp16", "int8", "float"}
+    for measured in record.rows:
+        assert measured.psnr > 5
+        mean = record.found["sets"]["built-in"]["mean"][f"{measured.model}/{measured.variant} on {measured.provider}"]
+        assert mean["psnr"] == measured.psnr

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deblur_deploy.evaluation.latency import Timing, at_size, median_noise, take_turns
+
+
+@given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=60))
+def test_noise_is_within_the_range_of_the_times_and_knows_no_unit(times):
+    noise = median_noise(times)
+    assert 0 <= noise <= (max(times) - min(times)) / 2 / np.median(times) * (1 + 1e-9)
+    assert median_noise([1000 * value for value in times]) == pytest.approx(noise)
+
+
+def test_the_interval_behind_the_noise_holds_the_median_19_times_in_20():
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        times = sorted(rng.exponential(size=15))
+        # For 15 values the 95 % interval goes from the 4th to the 12th (Conover's table A3 gives 96.5 %).
+        assert median_noise(times) >= (times[11] - times[3]) / 2 / times[7] - 1e-12
+        inside += times[3] <= np.log(2) <= times[11]
+    assert inside >= 0.95 * 400
+
+
+def test_every_round_times_everyone_once_in_changing_order():
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "abcd"}
+    timings = take_turns(calls, rounds=8, warm_up=1)
+    assert order[:4] == list("abcd")
+    rounds = [tuple(order[at : at + 4]) for at in range(4, len(order), 4)]
+    assert all(sorted(turn) == list("abcd") for turn in rounds)
+    assert len(set(rounds)) > 1
+    assert {timing.calls for timing in timings.values()} == {8} == {len(rounds)}
+
+
+@pytest.mark.parametrize(
+    ("times", "stable", "budget_s", "calls"),
+    [
+        ([5.0] * 50, 0.02, 60, 3),  # quiet: three are enough
+        ([5.0, 9.0] * 25, 0.02, 60, 50),  # restless: all that may be
+        ([5.0, 9.0] * 25, 1.0, 60, 3),  # restless, but told to bear it
+        ([5.0, 9.0] * 25, 0.02, 0, 3),  # no time left: three nevertheless
+    ],
+)
+def test_it_measures_until_the_medians_are_stable_or_time_is_up(times, stable, budget_s, calls):
+    given_times = iter(times)
+    timing = take_turns(
+        {"a": lambda: None}, rounds=50, warm_up=0, stable=stable, budget_s=budget_s, clock=lambda _: next(given_times)
+    )["a"]
+    assert timing.calls == calls
+    assert timing == Timing.of(times[:calls])
+
+
+def test_warm_up_is_not_timed():
+    seen: Counter[str] = Counter()
+    timing = take_turns({"a": lambda: seen.update("a")}, rounds=4, warm_up=3)["a"]
+    assert seen["a"] == 7
+    assert timing.calls == 4
+
+
+@settings(max_examples=30, deadline=None)
+@given(*(st.integers(1, 90) for _ in range(4)))
+def test_a_photo_takes_exactly_the_size_that_is_timed_and_stays_a_photo(height, width, wanted_height, wanted_width):
+    photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    scaled = at_size(photo, wanted_width, wanted_height)
+    assert scaled.shape == (wanted_height, wanted_width, 3)
+    assert scaled.dtype == np.uint8
+    assert scaled.flags.c_contiguous
+    if (height, width) == (wanted_height, wanted_width):
+        assert np.array_equal(scaled, photo)
