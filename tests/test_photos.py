@@ -8,7 +8,6 @@ import pytest
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.pipeline import photos
-from tests.photos import photo
 
 
 def test_builtin_pairs_are_blurred_and_the_same_each_time():
@@ -23,14 +22,6 @@ def test_builtin_pairs_are_blurred_and_the_same_each_time():
 def test_calibration_shares_no_photograph_with_verification():
     assert not set(photos._CALIBRATE) & set(photos._VERIFY)
     assert len(photos.builtin_calibration()) == 15
-
-
-@pytest.mark.parametrize(("width", "height"), [(1280, 720), (100, 400), (1, 1)])
-def test_the_timed_image_has_the_size_asked_for_and_content(width, height):
-    image = photos.at_size(photo(0), width, height)
-    assert image.shape == (height, width, 3)
-    assert image.flags.c_contiguous
-    assert width == 1 or image.std() > 10
 
 
 def test_an_empty_calibration_folder_is_named(tmp_path):

@@ -110,3 +110,6 @@ def command(argv: Sequence[str] | None) -> int:
 
 
 main = guarded("deblur-export", command)
+
+if __name__ == "__main__":
+    sys.exit(main())
