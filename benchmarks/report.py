@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from common import RESULTS, pairs, script
 from common import Options as _Options
 from rich.console import Console
@@ -23,7 +24,7 @@ from deblur_deploy.evaluation.page import Figure, Page, Picture, Table, pictures
 from deblur_deploy.evaluation.record import Record, Row, read_record
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import list_images, read_image
+from deblur_deploy.runtime.media import Image, list_images, read_image, write_image
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 NAMES = ("latency", "quality", "peers", "limits", "scaling")
@@ -63,6 +64,7 @@ def run(options: Report) -> int:
     for folder, records in machines.items():
         for name, svg in figures(records).items():
             _write(folder / f"{name}.svg", plots.for_file(_signed(svg, records)))
+    write_image(options.out / "before_after.jpg", before_after(options))
     page = results_page(machines, pictures(options))
     write_page(options.out / "report.html", page)
     console.print(f"written: {options.readme}, {options.out / 'report.html'}")
@@ -204,6 +206,18 @@ def pictures(options: Report) -> list[Picture]:
             photo = read_image(path)
             found.append(Picture(before=photo, after=engine(photo), caption=f"{path.stem} (no ground truth)"))
     return found
+
+
+def before_after(options: Report, side: int = 300) -> Image:
+    """README's picture: crops of three built-in photographs; rows are blurred, restored, ground truth."""
+    chosen = pairs(options)[:: 3 - 2 * options.quick][:3]
+    with DeblurEngine(options.model, threads=options.threads) as engine:
+        columns = []
+        for pair in chosen:
+            top, left = ((length - side) // 2 for length in pair.sharp.shape[:2])
+            inside = slice(top, top + side), slice(left, left + side)
+            columns.append(np.vstack([image[inside] for image in (pair.blurred, engine(pair.blurred), pair.sharp)]))
+    return np.hstack(columns)
 
 
 def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Picture]) -> Page:
