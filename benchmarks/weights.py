@@ -24,9 +24,6 @@ from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.unet import parameter_count
 from deblur_deploy.training.validation import TorchRestorer
 
-UNCHANGED_DB = 100.0
-"""Stands for the infinite PSNR of a photograph that comes out as it went in."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
@@ -71,7 +68,7 @@ def measure_sharp(restorer: Restorer, folder: Path) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     for path in list_images(folder):
         image = read_image(path)
-        images.append({"name": path.name, "psnr": min(psnr(restorer(image), image), UNCHANGED_DB)})
+        images.append({"name": path.name, "psnr": psnr(restorer(image), image)})
     worst = min(images, key=lambda image: float(image["psnr"]))
     mean = fmean(float(image["psnr"]) for image in images)
     return {"psnr": mean, "worst_psnr": worst["psnr"], "worst": worst["name"], "images": images}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from deblur_deploy.errors import ModelError
 
@@ -67,6 +67,20 @@ class ModelContract:
                 raise ModelError(
                     f"{where} has contract schema {values['schema']}, this version reads {cls.schema}; export it again"
                 )
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
+            contract = cls(**{field.name: values[field.name] for field in fields(cls)})
+            if not contract._sound():
+                raise TypeError(f"a value is of the wrong kind: {values}")
+            return contract
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ModelError(f"{where} has a damaged deblur_deploy contract ({error!r}); export it again") from None
+
+    def _sound(self) -> bool:
+        numbers = (self.size_divisor, self.receptive_radius_px, self.macs_per_pixel)
+        return (
+            self.io in get_args(Io)
+            and self.precision in get_args(Precision)
+            and all(isinstance(value, int | float) and value >= 0 for value in numbers)
+            and isinstance(self.size_divisor, int)
+            and isinstance(self.receptive_radius_px, int)
+            and self.size_divisor >= 1
+        )

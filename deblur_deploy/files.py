@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deblur_deploy.errors import MissingFileError, OutputError
+from deblur_deploy.errors import DeblurError, MissingFileError, OutputError
 
 
 def sha256(path: Path) -> str:
@@ -36,9 +36,9 @@ def writing_file(target: Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
+    except DeblurError:
+        raise
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
         raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -51,6 +51,7 @@ def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     An existing ``target`` is refused with OutputError unless ``force``, and is then replaced only at the end.
     """
     refuse_existing(target, force=force)
+    target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
@@ -60,25 +61,37 @@ def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         refuse_existing(target, force=force)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
-            os.replace(target, old / target.name)
-            os.replace(temporary, target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, target)
+        _replace_folder(temporary, target)
+    except DeblurError:
+        raise
     except OSError as error:
-        if isinstance(error, (OutputError, FileNotFoundError)):
-            raise
         raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """A folder cannot be renamed onto a full one, so the old one steps aside, and back if the new one fails."""
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+    try:
+        if target.exists():
+            os.replace(target, old / "before")
+        try:
+            os.replace(new, target)
+        except OSError:
+            if (old / "before").exists():
+                os.replace(old / "before", target)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_existing(target: Path, *, force: bool) -> None:
     """Raise OutputError if ``target`` exists and may not be replaced (call it before any costly work)."""
     if target.is_file():
         raise OutputError(f"{target} is a file, a folder is needed; choose another --out")
+    if target.exists() and (target.resolve() == Path.cwd() or target.is_mount()):
+        raise OutputError(f"{target} cannot be replaced as a whole (it is in use or a mount); name a folder inside it")
     if target.is_dir() and any(target.iterdir()) and not force:
         raise OutputError(f"{target} exists and is not empty; choose another --out or give --force")
 

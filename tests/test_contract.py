@@ -1,6 +1,7 @@
 """The contract travels through metadata unchanged, and damage is named."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from deblur_deploy.errors import ModelError
 CONTRACT = ModelContract(
     size_divisor=16, receptive_radius_px=95, macs_per_pixel=25984.0, parent_sha256="0" * 64, library_version="1"
 )
+
+WRONG = ({"io": "bogus"}, {"precision": 8}, {"size_divisor": "16"}, {"size_divisor": 0}, {"receptive_radius_px": -1})
 
 
 @given(
@@ -39,6 +42,7 @@ def test_round_trip(contract):
         ({KEY: "{}"}, "damaged"),
         ({KEY: json.dumps({"schema": 99})}, "schema 99"),
         ({KEY: json.dumps({"schema": 1})}, "damaged"),
+        *(({KEY: json.dumps(asdict(CONTRACT) | wrong)}, "damaged") for wrong in WRONG),
     ],
 )
 def test_anything_else_is_refused_by_name(metadata, message):

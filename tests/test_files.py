@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,36 @@ def test_a_folder_is_replaced_only_with_force(tmp_path):
     assert names(tmp_path) == ["bundle"]
     with pytest.raises(OutputError, match="--force"), writing_folder(target):
         pass
+
+
+def test_a_folder_that_cannot_be_replaced_keeps_its_content(tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "old").touch()
+    replace = os.replace
+
+    def refuse_new(source, destination):
+        if not str(source).startswith(str(target)) and "old" not in str(source):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", refuse_new)
+    with pytest.raises(OutputError, match="busy"), writing_folder(target, force=True) as temporary:
+        (temporary / "new").touch()
+    assert names(tmp_path) == ["bundle"]
+    assert names(target) == ["old"]
+
+
+def test_the_working_folder_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="inside it"):
+        refuse_existing(Path(), force=True)
+
+
+def test_our_own_errors_pass_through(tmp_path):
+    for writing in (writing_file, writing_folder):
+        with pytest.raises(MissingFileError, match="mine"), writing(tmp_path / "x"):
+            raise MissingFileError("mine")
 
 
 def test_an_empty_folder_may_be_filled(tmp_path):

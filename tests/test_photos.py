@@ -26,4 +26,4 @@ def test_calibration_shares_no_photograph_with_verification():
 
 def test_an_empty_calibration_folder_is_named(tmp_path):
     with pytest.raises(InputError, match=str(tmp_path)):
-        photos.calibration_from(Path(tmp_path))
+        photos.calibration_from(Path(tmp_path), 4)

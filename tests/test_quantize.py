@@ -46,6 +46,9 @@ def test_rows_read_the_image_bytes_without_a_float_in_between():
     model = unet()
     quantized = quantize_body(body("stem4", "rows"), [photo(0, 64, 64)], model.config, "rows", HOW)
     whole = assemble(quantized, model.config, layout="rows", io="uint8")
+    readers = [node for node in whole.graph.node if "bytes" in node.input]
+    assert {node.op_type for node in readers} == {"DequantizeLinear"}
+    assert len(readers) == 2  # the first convolution, and the residual sum
     assert not [node for node in whole.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "blocks"]
 
 
@@ -53,11 +56,21 @@ def test_rows_read_the_image_bytes_without_a_float_in_between():
 def test_calibration_tiles_fit_the_network(height, width):
     tiles = calibration_tiles([photo(0, height, width)], 16, Int8Config(tiles=3, tile_px=100))
     assert len(tiles) == 3
-    assert all(side % 16 == 0 and side <= 96 for tile in tiles for side in tile.shape[:2])
+    assert {tile.shape for tile in tiles} == {tiles[0].shape}
+    assert tiles[0].shape[0] == min(96, min(height, width) // 16 * 16)
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_every_method_takes_photographs_of_different_sizes(method, capsys):
+    photos = [photo(0, 64, 100), photo(1, 90, 70)]
+    how = Int8Config(tiles=4, tile_px=64, method=method)
+    quantized = quantize_body(body("flat", "planes"), photos, CONFIGS["flat"], "planes", how)
+    assert any(node.op_type == "QuantizeLinear" for node in quantized.graph.node)
+    assert capsys.readouterr().out == ""
 
 
 def test_photographs_too_small_to_calibrate_on_are_refused():
-    with pytest.raises(InputError, match="16 pixels"):
+    with pytest.raises(InputError, match="16 px that"):
         calibration_tiles([photo(0, 15, 200)], 16, HOW)
 
 

@@ -8,7 +8,7 @@ import pytest
 from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.verify import VerifyConfig, compare_with_torch, verify
+from deblur_deploy.pipeline.verify import VerifyConfig, compare_with_torch, usable, verify
 from tests.photos import photo
 from tests.small import RECIPE, unet
 
@@ -27,7 +27,7 @@ def fp32(exporter):
 
 def test_an_honest_export_passes_with_every_figure(exporter, fp32):
     artifacts = [fp32, exporter.floats(), exporter.int8([photo(0, 80, 80)], RECIPE.int8, "rows")]
-    results = verify(artifacts, unet(), PAIRS, RECIPE.verify, ["cpu"])
+    results = verify(artifacts, PAIRS, RECIPE.verify, ["cpu"])
     assert [result.artifact.name for result in results] == ["fp32", "float", "int8"]
     assert results[0].drop_db == 0
     for result in results:
@@ -56,15 +56,23 @@ def test_a_variant_that_lost_too_much_is_named(fp32, tmp_path):
     onnx.save(model, tmp_path / "int8.onnx")
     broken = replace(fp32, name="int8", path=tmp_path / "int8.onnx", precision="int8")
     with pytest.raises(VerificationError, match=r"int8 loses .* dB against fp32"):
-        verify([fp32, broken], unet(), PAIRS, RECIPE.verify, ["cpu"])
+        verify([fp32, broken], PAIRS, RECIPE.verify, ["cpu"])
 
 
 def test_a_provider_that_cannot_run_a_variant_is_named(fp32):
     with pytest.raises(VerificationError, match="fp32 does not run on cuda"):
-        verify([fp32], unet(), PAIRS, RECIPE.verify, ["cuda"])
+        verify([fp32], PAIRS, RECIPE.verify, ["cuda"])
 
 
-@pytest.mark.parametrize(("field", "value"), [("int8_max_drop_db", -1.0), ("rounds", 0), ("width_px", 0)])
+def test_a_provider_that_was_not_asked_for_is_left_out(fp32):
+    said = []
+    assert usable(fp32, ["cpu", "cuda"], said.append) == ["cpu"]
+    assert said[0].startswith("cuda is left out: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("int8_max_drop_db", -1.0), ("rounds", 0), ("random_sizes", -1), ("max_differing", 2.0)]
+)
 def test_config_names_field_value_and_range(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value}; allowed"):
         VerifyConfig(**{field: value})

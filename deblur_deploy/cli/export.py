@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deblur_deploy.cli.common import OK, guarded
-from deblur_deploy.errors import MissingExtraError
+from deblur_deploy.errors import InputError
+from deblur_deploy.pipeline.artifact import Measured
+from deblur_deploy.pipeline.bundle import build_bundle
+from deblur_deploy.pipeline.recipe import Recipe, read_recipe
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
-
-try:
-    from deblur_deploy.pipeline.artifact import Measured
-    from deblur_deploy.pipeline.bundle import build_bundle
-    from deblur_deploy.pipeline.recipe import Recipe, read_recipe
-except ImportError as error:
-    raise MissingExtraError(f"{error.name} is not installed; pip install 'deblur-deploy[cpu,export]'") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +46,18 @@ def parse(argv: Sequence[str] | None) -> Arguments:
 
 def run(arguments: Arguments) -> int:
     """Build the bundle and print the table."""
-    recipe = read_recipe(arguments.recipe_file) if arguments.recipe_file else arguments.recipe
-    log = Console(stderr=True)
+    recipe = arguments.recipe
+    if arguments.recipe_file:
+        if recipe != Recipe():
+            raise InputError("--recipe-file comes with other choices; edit the file, or give the choices without it")
+        recipe = read_recipe(arguments.recipe_file)
+    log = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with log.status("starting") as status:
 
         def on_progress(what: str) -> None:
-            status.update(what)
+            status.update(escape(what))
             if not log.is_terminal:
-                log.print(f"- {what}", highlight=False)
+                log.print(f"- {what}")
 
         results = build_bundle(
             arguments.checkpoint or DEFAULT_CHECKPOINT,
@@ -67,17 +67,18 @@ def run(arguments: Arguments) -> int:
             on_progress=on_progress,
         )
     if arguments.json:
-        sys.stdout.write(json.dumps([_plain(result) for result in results], indent=2) + "\n")
+        sys.stdout.write(json.dumps([result.row() for result in results], indent=2, allow_nan=False) + "\n")
     else:
         size = f"{recipe.verify.width_px}x{recipe.verify.height_px}"
-        Console().print(table(results, size))
-    log.print(f"bundle: {arguments.out}", highlight=False)
+        # A pipe or a log has no width of its own, and 80 columns would cut names.
+        Console(width=None if sys.stdout.isatty() else 120).print(table(results, size))
+    log.print(f"bundle: {arguments.out}")
     return OK
 
 
 def table(results: Sequence[Measured], size: str) -> Table:
     """One row a variant: size, quality, and latency with what really ran."""
-    grid = Table(title=f"Latency: median at {size}, uint8 in to uint8 out")
+    grid = Table(title=f"Latency: median at {size}, from image array to image array")
     grid.add_column("variant")
     for heading in ("MB", "PSNR blurry -> restored, dB", "to fp32, dB"):
         grid.add_column(heading, justify="right")
@@ -94,14 +95,6 @@ def table(results: Sequence[Measured], size: str) -> Table:
             "; ".join(f"{run_.provider} in {run_.arithmetic}" for run_ in result.runs),
         )
     return grid
-
-
-def _plain(result: Measured) -> dict[str, object]:
-    values = asdict(result)
-    values["artifact"]["path"] = result.artifact.path.name
-    if not math.isfinite(result.db_to_fp32):
-        values["db_to_fp32"] = None  # JSON has no infinity.
-    return values
 
 
 def command(argv: Sequence[str] | None) -> int:

@@ -17,6 +17,9 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.pairs import find_pairs
 from deblur_deploy.runtime.media import Image, read_image
 
+EQUAL_DB = 100.0
+"""The PSNR of images that are equal, or nearly: one level in one of 6,500 values."""
+
 
 class Restorer(Protocol):
     """uint8 HxWx3 RGB in, the same out: torch, ONNX Runtime, the identity and every peer are measured as this."""
@@ -48,9 +51,9 @@ class Quality:
 
 
 def psnr(image: Image, truth: Image) -> float:
-    """Peak signal-to-noise ratio in dB over all channels; infinite for equal images."""
+    """Peak signal-to-noise ratio in dB over all channels, at most ``EQUAL_DB``: means of it stay finite."""
     error = np.mean(np.square(image.astype(np.float32) - truth.astype(np.float32)), dtype=np.float64)
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return EQUAL_DB if error == 0 else min(EQUAL_DB, 10 * math.log10(255**2 / error))
 
 
 def psnr_shifted(image: Image, truth: Image, reach_px: int = 2) -> float:
@@ -81,7 +84,12 @@ def psnr_shifted(image: Image, truth: Image, reach_px: int = 2) -> float:
 
 
 def ssim(image: Image, truth: Image) -> float:
-    """Structural similarity with Wang's Gaussian window (2004), mean of the channels; images from 11x11."""
+    """Structural similarity with Wang's Gaussian window (2004), mean of the channels.
+
+    Raises InputError for images smaller than the window's 11x11 pixels.
+    """
+    if min(image.shape[:2]) < 11:
+        raise InputError(f"an image of {_size(image)} is too small for SSIM; 11x11 or more is needed")
     wang = {"gaussian_weights": True, "use_sample_covariance": False}
     return float(structural_similarity(image, truth, channel_axis=2, **wang))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deblur_deploy.contract import Io, Precision
 from deblur_deploy.evaluation.quality import Quality
@@ -50,5 +51,26 @@ class Measured:
     worst_drop_db: float
     """The most that a single image lost."""
     db_to_fp32: float
-    """PSNR of this variant's results taken against fp32's, in dB; infinite for fp32 itself."""
+    """PSNR of this variant's results taken against fp32's, in dB."""
     runs: list[Run] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """What ``bundle.json`` and ``deblur-export --json`` say of this variant."""
+        artifact = self.artifact
+        return {
+            "name": artifact.name,
+            "file": artifact.path.name,
+            "sha256": artifact.sha256,
+            "size_bytes": self.size_bytes,
+            "precision": artifact.precision,
+            "io": artifact.io,
+            "layout": artifact.layout,
+            "psnr_blurred": round(self.quality.psnr_blurred, 4),
+            "psnr": round(self.quality.psnr, 4),
+            "ssim": round(self.quality.ssim, 5),
+            "drop_db": round(self.drop_db, 4),
+            "worst_drop_db": round(self.worst_drop_db, 4),
+            "db_to_fp32": round(self.db_to_fp32, 2),
+            "latency_ms": {run.provider: round(run.median_ms, 2) for run in self.runs},
+            "runs": [asdict(run) for run in self.runs],
+        }

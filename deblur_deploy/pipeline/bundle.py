@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from deblur_deploy.contract import Precision
+from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.machine import machine, package_versions
 from deblur_deploy.files import refuse_existing, sha256, writing_folder
 from deblur_deploy.pipeline.artifact import Artifact, Measured
@@ -25,13 +26,12 @@ from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.photos import calibration_from, pairs_from
 from deblur_deploy.pipeline.recipe import Recipe, write_recipe
 from deblur_deploy.pipeline.report import write_card, write_report
-from deblur_deploy.pipeline.verify import verify
+from deblur_deploy.pipeline.verify import Progress, compare_with_torch, usable, verify
 from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
+from deblur_deploy.runtime.media import Image
 from deblur_deploy.runtime.providers import candidates, find
 from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.unet import parameter_count
-
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -70,23 +70,33 @@ def build_bundle(
     ``out`` is then left as it was.
     """
     refuse_existing(out, force=force)
-    providers = _providers(recipe)
+    providers = _wished(recipe)
     unet = load_checkpoint(checkpoint)
     parent = sha256(checkpoint)
-    pairs, photos = pairs_from(recipe.pairs), calibration_from(recipe.calibration)
+    if recipe.checkpoint_sha256 not in (None, parent):
+        raise InputError(f"the recipe is for a checkpoint with sha256 {recipe.checkpoint_sha256}, not for {checkpoint}")
+    recipe = msgspec.structs.replace(recipe, name=recipe.name or checkpoint.stem, checkpoint_sha256=parent)
+    on_progress("photographs")
+    pairs = pairs_from(recipe.pairs)
+    photos = calibration_from(recipe.calibration, recipe.int8.tiles)
+    source = {checkpoint.name: parent}
     journal = Journal(on_progress)
     with writing_folder(out, force=force) as folder:
         exporter = Exporter(unet, parent, folder)
-        artifacts: list[Artifact] = []
-        with journal.stage("export", {checkpoint.name: parent}) as outputs:
-            artifacts += [exporter.fp32(), exporter.fp16(), exporter.floats()]
-            outputs |= {artifact.path.name: artifact.sha256 for artifact in artifacts}
-        with journal.stage("quantize", {checkpoint.name: parent}, recipe.int8) as outputs:
+        with journal.stage("export", source) as outputs:
+            artifacts = [exporter.fp32(), exporter.fp16(), exporter.floats()]
+            outputs |= _hashes(artifacts)
+        with journal.stage("quantize", {**source, "calibration": _digest(photos)}, recipe.int8) as outputs:
             quantized = [exporter.int8(photos, recipe.int8, "rows"), exporter.int8(photos, recipe.int8, "planes")]
-            outputs |= {artifact.path.name: artifact.sha256 for artifact in quantized}
-            artifacts += quantized
-        with journal.stage("verify", {artifact.path.name: artifact.sha256 for artifact in artifacts}, recipe.verify):
-            results = verify(artifacts, unet, pairs, recipe.verify, providers, on_progress)
+            outputs |= _hashes(quantized)
+        artifacts += quantized
+        truth = _digest(image for pair in pairs for image in (pair.blurred, pair.sharp))
+        with journal.stage("verify", {**source, **_hashes(artifacts), "pairs": truth}, recipe.verify):
+            on_progress("fp32 against torch")
+            differing = compare_with_torch(artifacts[0], unet, [pair.blurred for pair in pairs[:3]], recipe.verify)
+            if not recipe.verify.providers:
+                providers = usable(artifacts[0], providers, on_progress)
+            results = verify(artifacts, pairs, recipe.verify, providers, on_progress)
         on_progress("report")
         write_recipe(recipe, folder / "recipe.toml")
         summary = {
@@ -96,52 +106,45 @@ def build_bundle(
             "network": msgspec.to_builtins(unet.config),
             "parameters": parameter_count(unet),
             "macs_per_pixel": unet.config.macs_per_pixel,
+            "differing_from_torch": differing,
             "pairs": [pair.name for pair in pairs],
             "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
             "machine": machine(),
             "versions": package_versions(),
         }
-        best = _by_precision(results, "int8") or results[0]
-        write_report(folder / "report.html", summary, results, pairs, best.artifact)
+        write_report(folder / "report.html", summary, results, pairs, shown=quantized[0])
         write_card(folder / "README.md", summary, results)
         manifest = {
             "schema": SCHEMA,
             **summary,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "stages": journal.stages,
-            "variants": [_row(result) for result in results],
+            "variants": [result.row() for result in results],
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(manifest, indent=2, allow_nan=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return results
 
 
-def _providers(recipe: Recipe) -> list[str]:
-    """Providers to verify on, the CPU first: its results are what the others are compared with."""
-    wanted = recipe.verify.providers
-    found = [find(name) for name in wanted] if wanted else candidates({})
-    return sorted((provider.name for provider in found), key=lambda name: name != "cpu")
+def _wished(recipe: Recipe) -> list[str]:
+    """Providers to verify on, the CPU first: its results are what the others are compared with.
+
+    Raises InputError or ProviderError for one that the recipe names and that is unknown or absent.
+    """
+    for name in recipe.verify.providers:
+        find(name)
+    names = recipe.verify.providers or [provider.name for provider in candidates({})]
+    return sorted(dict.fromkeys(names), key=lambda name: name != "cpu")
 
 
-def _by_precision(results: Sequence[Measured], precision: Precision) -> Measured | None:
-    return next((result for result in results if result.artifact.precision == precision), None)
+def _hashes(artifacts: Iterable[Artifact]) -> dict[str, str]:
+    return {artifact.path.name: artifact.sha256 for artifact in artifacts}
 
 
-def _row(result: Measured) -> dict[str, Any]:
-    artifact = result.artifact
-    return {
-        "name": artifact.name,
-        "file": artifact.path.name,
-        "sha256": artifact.sha256,
-        "size_bytes": result.size_bytes,
-        "precision": artifact.precision,
-        "io": artifact.io,
-        "layout": artifact.layout,
-        "psnr_blurred": round(result.quality.psnr_blurred, 4),
-        "psnr": round(result.quality.psnr, 4),
-        "ssim": round(result.quality.ssim, 5),
-        "drop_db": round(result.drop_db, 4),
-        "worst_drop_db": round(result.worst_drop_db, 4),
-        "db_to_fp32": round(result.db_to_fp32, 2) if math.isfinite(result.db_to_fp32) else None,
-        "latency_ms": {run.provider: round(run.median_ms, 2) for run in result.runs},
-        "runs": [msgspec.to_builtins(run) for run in result.runs],
-    }
+def _digest(images: Iterable[Image]) -> str:
+    """SHA-256 of decoded images, in order."""
+    whole = hashlib.sha256()
+    for image in images:
+        whole.update(repr(image.shape).encode())
+        whole.update(np.ascontiguousarray(image).data)
+    return whole.hexdigest()

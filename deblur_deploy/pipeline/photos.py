@@ -26,7 +26,7 @@ _BLUR = BlurConfig(
 
 
 def builtin_pairs() -> list[Pair]:
-    """Two differently blurred versions of each of four photographs, 352 to 592 pixels a side."""
+    """Two differently blurred versions of each of four photographs, 368 to 608 pixels a side."""
     return [_pair(name, seed) for index, name in enumerate(_VERIFY) for seed in (2 * index, 2 * index + 1)]
 
 
@@ -41,14 +41,17 @@ def pairs_from(folder: Path | None) -> list[Pair]:
     return builtin_pairs() if folder is None else list(read_pairs(folder))
 
 
-def calibration_from(folder: Path | None) -> list[Image]:
-    """Photographs of ``folder`` as they are, or the built-in ones; raises InputError if the folder holds none."""
+def calibration_from(folder: Path | None, count: int) -> list[Image]:
+    """At most ``count`` photographs of ``folder``, spread evenly over it, or the built-in ones.
+
+    Raises InputError if the folder holds none.
+    """
     if folder is None:
         return builtin_calibration()
-    images = [read_image(path) for path in list_images(folder)]
-    if not images:
+    paths = list_images(folder)
+    if not paths:
         raise InputError(f"{folder} holds no images to calibrate with; blurred photographs as in use are needed")
-    return images
+    return [read_image(path) for path in paths[:: -(-len(paths) // count)]]
 
 
 def _pair(name: str, seed: int, longest_px: int = 640) -> Pair:

@@ -6,7 +6,9 @@ the image's own bytes.  (U8S8, since OpenVINO refuses S8S8 and VNNI instructions
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,7 +49,7 @@ class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tiles: int = 16
     """Calibration tiles, spread over the photographs."""
     tile_px: int = 256
-    """Height and width of a tile; smaller photographs are used whole."""
+    """Height and width of a tile; less where the smallest photograph allows no more."""
 
     def __post_init__(self) -> None:
         for name, lowest in (("tiles", 1), ("tile_px", 16)):
@@ -67,18 +69,19 @@ def quantize_body(
         level = logging.root.level
         logging.root.setLevel(logging.ERROR)  # It advises a pre-processing step that this body does not need.
         try:
-            quantize_static(
-                source,
-                target,
-                _Reader(to_blocks(tile, config.stem) for tile in tiles),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=_OPS[layout],
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=_METHODS[how.method],
-                extra_options={"TensorQuantOverrides": {BLOCKS: [byte]}},
-            )
+            with contextlib.redirect_stdout(sys.stderr):  # where its histograms report their progress
+                quantize_static(
+                    source,
+                    target,
+                    _Reader(to_blocks(tile, config.stem) for tile in tiles),
+                    quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=_OPS[layout],
+                    per_channel=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    calibrate_method=_METHODS[how.method],
+                    extra_options={"TensorQuantOverrides": {BLOCKS: [byte]}},
+                )
         finally:
             logging.root.setLevel(level)
         return onnx.load(target)
@@ -97,20 +100,23 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def calibration_tiles(images: Sequence[Image], divisor: int, how: Int8Config) -> list[Image]:
-    """``how.tiles`` tiles whose sizes are multiples of ``divisor``, taken from ``images`` in turn, spread over each.
+    """``how.tiles`` tiles of one size, a multiple of ``divisor``, taken from ``images`` in turn, each at random.
 
-    Raises InputError if no image is large enough for one.
+    The size is ``how.tile_px``, or what the smallest image allows.  Raises InputError if that is less than ``divisor``.
     """
-    images = [image for image in images if min(image.shape[:2]) >= divisor]
-    if not images:
-        raise InputError(f"no calibration image is at least {divisor} pixels high and wide; give larger ones")
+    smallest = min((min(image.shape[:2]) for image in images), default=0)
+    side = min(how.tile_px, smallest) // divisor * divisor
+    if side == 0:
+        raise InputError(
+            f"calibration tiles of {how.tile_px} px, from images of {smallest} px or more, are smaller than the "
+            f"{divisor} px that the network works on; give larger ones"
+        )
     rng = np.random.default_rng(0)
     tiles = []
     for index in range(how.tiles):
         image = images[index % len(images)]
-        height, width = (min(how.tile_px, side) // divisor * divisor for side in image.shape[:2])
-        top, left = (rng.integers(have - want + 1) for have, want in zip(image.shape, (height, width), strict=False))
-        tiles.append(image[top : top + height, left : left + width])
+        top, left = (rng.integers(length - side + 1) for length in image.shape[:2])
+        tiles.append(image[top : top + side, left : left + side])
     return tiles
 
 

@@ -15,8 +15,10 @@ from deblur_deploy.pipeline.verify import VerifyConfig
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides what is in a bundle, apart from the checkpoint."""
 
-    name: str = "hd"
-    """Name of the bundle, as reports and receipts show it."""
+    name: str | None = None
+    """Name of the bundle, as reports and receipts show it; without it, the checkpoint's file name."""
+    checkpoint_sha256: str | None = None
+    """Refuse any other checkpoint; a bundle's own recipe names the one that it was made from."""
     pairs: Path | None = None
     """Folder with blur/NAME and sharp/NAME to verify on; without it, photographs that scikit-image carries."""
     calibration: Path | None = None
@@ -28,15 +30,22 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file; raises InputError that names the key and what is allowed."""
+    """The recipe in a TOML file, its folders taken from where the file lies.
+
+    Raises MissingFileError without such a file, InputError that names the key and what is allowed.
+    """
     try:
-        return msgspec.toml.decode(existing(path, kind="file").read_bytes(), type=Recipe, dec_hook=_to_path)
+        recipe = msgspec.toml.decode(existing(path, kind="file").read_bytes(), type=Recipe, dec_hook=_to_path)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from None
+    folders = {name: path.parent / folder for name in ("pairs", "calibration") if (folder := getattr(recipe, name))}
+    return msgspec.structs.replace(recipe, **folders)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write ``recipe`` so that :func:`read_recipe` gives it back."""
+    """Write ``recipe`` so that :func:`read_recipe` gives it back, from wherever the file goes."""
+    folders = {name: folder.absolute() for name in ("pairs", "calibration") if (folder := getattr(recipe, name))}
+    recipe = msgspec.structs.replace(recipe, **folders)
     # TOML has no null: what is None is left out, and is None again when read.
     values = msgspec.to_builtins(recipe, enc_hook=str)
     path.write_bytes(msgspec.toml.encode({key: value for key, value in values.items() if value is not None}))

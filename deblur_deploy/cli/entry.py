@@ -1,0 +1,30 @@
+"""The console scripts.  They import a command only when it is called, so that a missing extra is one line too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from deblur_deploy.cli.common import USER_ERROR
+
+_EXTRAS = {"bench": "cpu,export", "export": "cpu,export", "run": "cpu", "train": "train"}
+
+
+def _script(name: str) -> Callable[[], int]:
+    def main() -> int:
+        try:
+            module = import_module(f"deblur_deploy.cli.{name}")
+        except ImportError as error:
+            missing = error.name or error
+            sys.stderr.write(
+                f"deblur-{name}: {missing} is not installed; pip install 'deblur-deploy[{_EXTRAS[name]}]'\n"
+            )
+            return USER_ERROR
+        status: int = module.main()
+        return status
+
+    return main
+
+
+bench, export, run, train = (_script(name) for name in ("bench", "export", "run", "train"))
