@@ -132,3 +132,7 @@ def test_in_a_real_browser_images_load_the_slider_moves_and_nothing_is_fetched(p
         )
         assert all(url.startswith(("data:", page.as_uri())) for url in requested)
         assert chromium.script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_model_that_makes_photographs_worse_has_a_figure_too():
+    assert "blurred input" in plots.pareto(POINTS, 60.0, "1280x720")

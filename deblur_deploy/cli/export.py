@@ -90,7 +90,7 @@ def table(results: Sequence[Measured], size: str) -> Table:
             result.artifact.name,
             f"{result.size_bytes / 1e6:.1f}",
             f"{result.quality.psnr_blurred:.2f} -> {result.quality.psnr:.2f}",
-            f"{-result.drop_db:+.3f}",
+            f"{0 - result.drop_db:+.3f}",
             *(f"{run_.median_ms:.1f}" for run_ in result.runs),
             "; ".join(f"{run_.provider} in {run_.arithmetic}" for run_ in result.runs),
         )

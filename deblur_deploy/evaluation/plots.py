@@ -58,7 +58,7 @@ def pareto(points: Sequence[Point], psnr_blurred: float | None, size: str) -> st
         if psnr_blurred is not None:
             axes.axhline(psnr_blurred, color=_INK, alpha=0.4, linestyle=":")
             axes.text(1, psnr_blurred, "blurred input", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
-            low = min(low, psnr_blurred)
+            low, high = min(low, psnr_blurred), max(high, psnr_blurred)
         room = max(high - low, 0.1)
         axes.set_ylim(low - 0.15 * room, high + 1.0 * room)
         axes.set_xscale("log")

@@ -1,0 +1,34 @@
+"""What ships with the package: weights, and the bundle that was made from them."""
+
+import json
+
+import numpy as np
+
+from deblur_deploy import DeblurEngine
+from deblur_deploy.evaluation.quality import measure
+from deblur_deploy.files import sha256
+from deblur_deploy.pipeline.photos import builtin_pairs
+from deblur_deploy.runtime.bundle import Bundle
+from deblur_deploy.shipped import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
+from deblur_deploy.training.checkpoint import load_checkpoint
+from deblur_deploy.training.unet import PRESETS
+
+
+def test_the_bundle_was_made_from_the_weights():
+    manifest = json.loads((DEFAULT_BUNDLE / "bundle.json").read_text())
+    assert manifest["checkpoint_sha256"] == sha256(DEFAULT_CHECKPOINT)
+    assert load_checkpoint(DEFAULT_CHECKPOINT).config == PRESETS["hd"]
+    for variant in Bundle.read(DEFAULT_BUNDLE).variants.values():
+        assert variant.sha256 == sha256(variant.path)
+
+
+def test_the_engine_needs_no_argument_and_makes_photographs_better():
+    pair = builtin_pairs()[0]
+    with DeblurEngine(provider="cpu") as engine:
+        assert engine.receipt.variant == "int8"
+        int8 = measure(engine, pair)
+    assert int8.gain_db > 0.3
+    manifest = json.loads((DEFAULT_BUNDLE / "bundle.json").read_text())
+    rows = {row["name"]: row for row in manifest["variants"]}
+    assert rows["int8"]["drop_db"] < 0.02
+    assert np.isfinite(rows["int8"]["psnr"])
