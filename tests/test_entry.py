@@ -1,0 +1,28 @@
+"""The console scripts: a missing extra is one line and status 2."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+@pytest.mark.parametrize(("command", "missing"), [("export", "torch"), ("train", "accelerate"), ("run", "cv2")])
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(command, missing):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\nfrom deblur_deploy.cli import entry; sys.exit(entry.{command}())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"deblur-{command}: {missing} is not installed; pip install 'deblur-deploy[")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values())
+def test_every_script_is_there(script):
+    module, name = script.split(":")
+    assert callable(getattr(import_module(module), name))
