@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import tiny
 import torch
 from torch import nn
 
@@ -17,6 +16,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.record import Record, Row, new_record, read_record, write_json
 from deblur_deploy.runtime.receipt import Receipt
 from deblur_deploy.training.unet import PRESETS, UNet, UNetConfig
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {

@@ -170,6 +170,21 @@ def test_a_recipe_file_and_other_choices_exclude_each_other(room, tmp_path, capf
     assert "comes with other choices" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--int8.tiles", "0"], "tiles is 0; allowed: 1 or more"),
+        (["--nonsense"], "Unrecognized options: --nonsense"),
+        (["--int8.method", "guess"], "invalid choice 'guess' for argument '--int8.method'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(tmp_path, capfd, arguments, message):
+    assert call("--out", tmp_path / "out", *arguments) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
 def test_an_existing_folder_is_left_alone(room, bundle, tmp_path, capfd):
     (tmp_path / "mine").write_text("precious")
     assert call(room / "small.safetensors", "--out", tmp_path) == 2

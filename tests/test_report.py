@@ -6,7 +6,6 @@ import itertools
 import re
 from xml.etree import ElementTree
 
-import browser
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from deblur_deploy.evaluation import plots
 from deblur_deploy.evaluation.page import Figure, Page, Picture, Table, pictures_of, write_page
 from deblur_deploy.evaluation.plots import Point
 from deblur_deploy.evaluation.quality import Pair
+from tests import browser
 
 POINTS = [
     Point(label="int8, cpu", group="ours", milliseconds=100, psnr=30.0),

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.errors import DeblurError, InputError, MissingExtraError
 from deblur_deploy.files import writing_file
@@ -79,8 +80,8 @@ class Arguments:
 
 
 def parse(argv: Sequence[str] | None) -> Arguments:
-    """Arguments of the command line; exits with status 2 on a mistake."""
-    return tyro.cli(Arguments, prog="deblur-bench", args=argv)
+    """Arguments of the command line; raises InputError on a mistake."""
+    return parse_arguments(Arguments, "deblur-bench", argv)
 
 
 def run(arguments: Arguments, console: Console | None = None) -> int:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, guarded
 from deblur_deploy.errors import InputError
 from deblur_deploy.pipeline.artifact import Measured
@@ -40,8 +41,8 @@ class Arguments:
 
 
 def parse(argv: Sequence[str] | None) -> Arguments:
-    """Arguments of the command line; exits with status 2 on a mistake."""
-    return tyro.cli(Arguments, prog="deblur-export", args=argv)
+    """Arguments of the command line; raises InputError on a mistake."""
+    return parse_arguments(Arguments, "deblur-export", argv)
 
 
 def run(arguments: Arguments) -> int:

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import INTERRUPTED, OK, guarded
 from deblur_deploy.cli.watching import Watcher
-from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import PairSet
 from deblur_deploy.files import refuse_existing
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
@@ -78,7 +78,7 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def parse(argv: Sequence[str] | None) -> TrainCommand:
-    """Command line to command; exits with status 2 and a message if it does not make sense."""
+    """Command line to command; raises InputError if it does not make sense."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -93,10 +93,7 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
             str_from_instance=lambda value: [str(value)],
         )
 
-    try:
-        return tyro.cli(TrainCommand, prog="deblur-train", args=argv, registry=registry)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    return parse_arguments(TrainCommand, "deblur-train", argv, registry=registry)
 
 
 def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
