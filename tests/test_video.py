@@ -146,7 +146,7 @@ def test_an_error_on_the_way_leaves_nothing(tmp_path: Path, error: type[Exceptio
     def fail(image: np.ndarray) -> np.ndarray:
         raise error("no")
 
-    with pytest.raises(error, match="^no$"):
+    with pytest.raises(error, match=r"^no$"):
         video.restore_video(source, tmp_path / "out" / "b.mp4", fail)
     assert not list((tmp_path / "out").iterdir())
 
@@ -164,9 +164,7 @@ def test_a_full_disk_is_the_outputs_fault(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_too_many_pixels_are_refused_before_a_frame_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_pixels_are_refused_before_a_frame_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make(tmp_path / "a.mp4", "libx264", "yuv420p")
     monkeypatch.setattr(video, "_rotation", lambda path: pytest.fail("a frame was decoded"))
     with pytest.raises(InputError, match="limit"):

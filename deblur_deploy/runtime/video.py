@@ -116,9 +116,7 @@ def _restore_streams(
             return piece
         with _reading(source):
             rgb = read.reformat(piece, format="rgb48le" if deep else "rgb24", **_from(piece)).to_ndarray()
-        restored = av.VideoFrame.from_ndarray(
-            np.ascontiguousarray(restore(rgb)), format="rgb48le" if deep else "rgb24"
-        )
+        restored = av.VideoFrame.from_ndarray(np.ascontiguousarray(restore(rgb)), format="rgb48le" if deep else "rgb24")
         # Both ways with one matrix: what no frame states would be taken for BT.601.
         restored.colorspace = piece.colorspace
         frame = write.reformat(restored, format=encoder.codec_context.pix_fmt, **_to(piece))
