@@ -120,7 +120,8 @@ def write_photo(path: Path, photo: Photo) -> None:
         pixels = pixels[..., :3]
     if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-    kept = sorted(photo.metadata, key=lambda entry: _KEPT.index(entry[0])) if suffix in _CARRIERS else []
+    # The orientation first: it counts most where not all can be kept.
+    kept = sorted(photo.metadata, key=lambda entry: entry[0] != cv2.IMAGE_METADATA_EXIF) if suffix in _CARRIERS else []
     done, data = False, None
     # A metadata block that was damaged already makes the encoder refuse the whole image: then it alone is left out.
     for entries in (some for count in range(len(kept), -1, -1) for some in combinations(kept, count)):
