@@ -164,6 +164,13 @@ def test_a_full_disk_is_the_outputs_fault(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_codec_that_the_container_cannot_hold_is_named(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.avi", "mpeg4", "yuv420p")
+    with pytest.raises(OutputError, match=r"a\.avi cannot be written as webm"):
+        video.restore_video(source, tmp_path / "b.webm", lambda image: image)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.avi"]
+
+
 def test_too_many_pixels_are_refused_before_a_frame_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make(tmp_path / "a.mp4", "libx264", "yuv420p")
     monkeypatch.setattr(video, "_rotation", lambda path: pytest.fail("a frame was decoded"))

@@ -91,10 +91,13 @@ def _restore_streams(
     restore: Callable[[NDArray[Any]], NDArray[Any]],
     on_frame: Callable[[], object],
 ) -> int:
-    encoder = _add_encoder(output, stream)
+    try:
+        encoder = _add_encoder(output, stream)
+        others = {other.index: _add_copy(output, other) for other in container.streams if _is_copied(other)}
+    except ValueError as error:  # a codec that is not in this build, or that the container cannot hold
+        raise OutputError(f"the streams of {source} cannot be written as {output.format.name}: {error}") from None
     if rotation:
         encoder.set_display_rotation(rotation)
-    others = {other.index: _add_copy(output, other) for other in container.streams if _is_copied(other)}
     output.metadata.update(container.metadata)
     deep = any(component.bits > 8 for component in stream.codec_context.format.components)
     read, write = VideoReformatter(), VideoReformatter()
