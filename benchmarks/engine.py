@@ -34,25 +34,32 @@ def status_mb(key: str) -> float:
 
 
 def overhead(arguments: argparse.Namespace) -> dict[str, object]:
-    """Engine against the session that it uses, a b a b, medians."""
+    """Engine against the session that it uses, a b c c b a, medians of ms."""
     engine, image = make(arguments), noise(720, 1280)
     for _ in range(4):
         engine(image)
     session = engine._main._fixed[(1, *image.shape)]._session
     anyshape = engine._main._any._session
     times: dict[str, list[float]] = {"engine": [], "session": [], "dynamic": []}
-    for _ in range(arguments.repeats):
-        for name, call in (
-            ("engine", lambda: engine(image)),
-            ("session", lambda: session.run([OUTPUT], {INPUT: image[None]})),
-            ("dynamic", lambda: anyshape.run([OUTPUT], {INPUT: image[None]})),
-        ):
+    calls = [
+        ("engine", lambda: engine(image)),
+        ("session", lambda: session.run([OUTPUT], {INPUT: image[None]})),
+        ("dynamic", lambda: anyshape.run([OUTPUT], {INPUT: image[None]})),
+    ]
+    for repeat in range(arguments.repeats):
+        # Forth and back, so that none always follows the same other one.
+        for name, call in calls if repeat % 2 == 0 else reversed(calls):
             start = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - start))
     found = {name: median(values) for name, values in times.items()}
     ratio = median(a / b for a, b in zip(times["engine"], times["session"], strict=True))
-    return {**found, "engine_over_session": ratio, "dynamic_over_fixed": found["dynamic"] / found["session"]}
+    return {
+        **found,
+        "frames_per_s": 1e3 / found["engine"],
+        "engine_over_session": ratio,
+        "dynamic_over_fixed": found["dynamic"] / found["session"],
+    }
 
 
 def cold(arguments: argparse.Namespace) -> dict[str, object]:
@@ -97,14 +104,13 @@ def large(arguments: argparse.Namespace) -> dict[str, object]:
     small = np.ascontiguousarray(image[:1000, :1000])
     engine(small), engine(small)
     at_1, at_all = [], []
-    for _ in range(3):
-        start = time.perf_counter()
-        for _ in range(4):
-            engine(small)
-        at_1.append((time.perf_counter() - start) / 4)
-        start = time.perf_counter()
-        engine(image)
-        at_all.append((time.perf_counter() - start) / megapixels)
+    runs = [(at_1, small, 4, 4.0), (at_all, image, 1, megapixels)]
+    for repeat in range(4):
+        for times, pixels, calls, done_megapixels in runs if repeat % 2 == 0 else reversed(runs):
+            start = time.perf_counter()
+            for _ in range(calls):
+                engine(pixels)
+            times.append((time.perf_counter() - start) / done_megapixels)
     return {
         "megapixels": megapixels,
         "peak_over_bare_mb": peak,

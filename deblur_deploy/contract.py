@@ -71,7 +71,9 @@ class ModelContract:
             if not contract._sound():
                 raise TypeError(f"a value is of the wrong kind: {values}")
             return contract
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except ModelError:
+            raise
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelError(f"{where} has a damaged deblur_deploy contract ({error!r}); export it again") from None
 
     def _sound(self) -> bool:

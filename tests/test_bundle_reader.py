@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deblur_deploy.contract import KEY, ModelContract
 from deblur_deploy.errors import DeblurError, MissingFileError, ModelError
 from deblur_deploy.runtime import providers
 from deblur_deploy.runtime.bundle import MANIFEST, Bundle
@@ -96,3 +97,28 @@ def test_without_the_variant_it_says_what_there_is(folder: Path) -> None:
         choose_variant(bundle, providers.find("cpu"), "int8")
     with pytest.raises(ModelError, match="no float variant"):
         float_variant(bundle)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"io": "uint8"', '"io": "uint9"'),
+        ('"precision": "fp32"', '"precision": []'),
+        ('"drop_db": 0.0', '"drop_db": 1' + "0" * 400),
+        ('"drop_db": 0.0', '"drop_db": 1' + "0" * 5000),
+        ('"drop_db": 0.0', '"drop_db": NaN'),
+        ('"drop_db": 0.0', '"drop_db": ' + "[" * 100_000),
+    ],
+)
+def test_values_that_make_no_sense_are_damage(folder: Path, old: str, new: str) -> None:
+    text = (folder / MANIFEST).read_text()
+    assert old in text
+    (folder / MANIFEST).write_text(text.replace(old, new, 1))
+    with pytest.raises(ModelError, match="is damaged"):
+        Bundle.read(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema": 1' + "0" * 5000 + "}"])
+def test_a_contract_that_cannot_be_parsed_is_damage(text: str) -> None:
+    with pytest.raises(ModelError, match="damaged"):
+        ModelContract.from_metadata({KEY: text}, "m.onnx")

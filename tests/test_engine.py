@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -17,6 +18,7 @@ from deblur_deploy.errors import InputError, MemoryLimitError, MissingFileError,
 from deblur_deploy.runtime import engine as engine_module
 from deblur_deploy.runtime import sessions as sessions_module
 from deblur_deploy.runtime.media import read_image
+from deblur_deploy.runtime.pixels import Layout
 from tests import tiny
 from tests.conftest import noise
 
@@ -250,6 +252,7 @@ def test_fp16_on_the_cpu_is_honest(bundle: Path) -> None:
         ({"precision": "bf16", "provider": "cpu"}, ProviderError, "bf16"),
         ({"threads": 0}, InputError, "threads"),
         ({"max_memory_mb": 0}, InputError, "max_memory_mb"),
+        ({"max_memory_mb": float("inf")}, InputError, "max_memory_mb"),
         ({"options": {"a": "b"}}, InputError, "options"),
     ],
 )
@@ -309,3 +312,76 @@ def test_real_photographs_in_tiles(bundle: Path, data: Path) -> None:
     photo = read_image(min((data / "photos" / "large").glob("*.jpg")))[:900, :1100]
     tiled = DeblurEngine(bundle, "cpu", "int8", max_memory_mb=20)
     np.testing.assert_array_equal(tiled(photo), DeblurEngine(bundle, "cpu", "int8")(photo))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from([np.float32, np.float64]))
+def test_restored_gray_stays_in_range(data: st.DataObject, dtype: type) -> None:
+    value = st.just(1.0) | st.floats(0, 1, width=32)
+    rgb = np.array(data.draw(st.lists(st.tuples(value, value, value), min_size=1, max_size=8)), dtype)[None]
+    layout = Layout.of(np.ones((1, rgb.shape[1]), dtype))
+    for colours in (rgb, np.ones_like(rgb)):
+        result = layout.result()
+        layout.store(result, 0, colours)
+        assert 0 <= result.min() <= result.max() <= 1
+
+
+def test_many_shapes_from_many_threads_are_counted(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = DeblurEngine(bundle, "cpu", "fp32")
+    sessions = engine._main
+    assert sessions is not None
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda i: sessions._runner((1, i, i % 7, 3), False), range(20_000)))
+    finally:
+        sys.setswitchinterval(switch)
+    assert set(found) == {sessions._any}
+    assert len(sessions._seen) <= 256
+
+
+def test_the_session_used_last_is_kept(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = DeblurEngine(bundle, "cpu", "fp32")._main
+    assert sessions is not None
+    monkeypatch.setattr(sessions, "_create", lambda shape: sessions._any._session)
+    shapes = [(1, 8, 8 + i, 3) for i in range(sessions_module.MAX_FIXED + 1)]
+    for shape in (*shapes[:-1], shapes[0], shapes[-1]):
+        sessions._runner(shape, True)
+    assert shapes[0] in sessions._fixed
+    assert shapes[1] not in sessions._fixed
+
+
+def test_a_shape_that_cannot_be_compiled_runs_all_the_same(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, image, tried = DeblurEngine(bundle, "cpu", "fp32"), noise(31, 33, 3), []
+
+    def fail(shape: tuple[int, ...]) -> object:
+        tried.append(shape)
+        raise MemoryLimitError("no room")
+
+    monkeypatch.setattr(engine._main, "_create", fail)
+    for _ in range(4):
+        np.testing.assert_array_equal(engine(image), bare(bundle, image))
+    assert tried == [(1, *image.shape)]
+
+
+def test_out_of_memory_on_loading_is_told_as_such(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = ort.InferenceSession
+
+    def fail(data: bytes, options: ort.SessionOptions, providers: object, **rest: object) -> object:
+        if options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL:
+            return session(data, options, providers, **rest)  # the reading of the contract
+        raise RuntimeError("Failed to allocate memory for requested buffer")
+
+    monkeypatch.setattr(sessions_module.ort, "InferenceSession", fail)
+    with pytest.raises(MemoryLimitError, match="too little memory"):
+        DeblurEngine(bundle, "cpu")
+
+
+def test_the_receipt_for_floats_is_their_own(bundle: Path) -> None:
+    engine = DeblurEngine(bundle, "cpu", "int8")
+    assert engine.float_receipt is None
+    engine(np.zeros((4, 4, 3)))
+    assert engine.float_receipt is not None
+    assert (engine.float_receipt.variant, engine.float_receipt.effective_precision) == ("float", "fp32")
+    assert engine.receipt.effective_precision == "int8"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deblur_deploy.errors import InputError, MissingFileError, OutputError
 from deblur_deploy.runtime import media
 from deblur_deploy.runtime.headers import pixel_size
-from deblur_deploy.runtime.tiff import read_tags, with_tags
+from deblur_deploy.runtime.tiff import page_count, read_tags, with_tags
 from tests.conftest import noise
 
 SIDEWAYS = b"II*\0" + struct.pack("<IHHHII I", 8, 1, 274, 3, 1, 6, 0)[:22]
@@ -157,6 +157,38 @@ def test_lists_by_name_without_hidden_files(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", ".a.jpg", "c.txt", "d.mp4", "sub/e.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "aa.jpg").mkdir()
     assert [path.name for path in media.list_images(tmp_path)] == ["a.jpg", "b.PNG"]
     assert [path.name for path in media.list_media(tmp_path, recursive=True)] == ["a.jpg", "b.PNG", "d.mp4", "e.tif"]
     assert [path.name for path in media.list_media(tmp_path, "a*")] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp", ".png"])
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint16, 65535), (np.float32, 1.0)])
+def test_what_a_format_cannot_hold_is_scaled(tmp_path: Path, suffix: str, dtype: type, white: float) -> None:
+    pixels = np.full((16, 16, 3), 0.25 * white).astype(dtype)
+    media.write_photo(tmp_path / f"a{suffix}", media.Photo(pixels=pixels))
+    assert np.abs(media.read_image(tmp_path / f"a{suffix}").astype(int) - 64).max() <= 2
+
+
+def test_transparency_is_not_lost_in_a_jpeg(tmp_path: Path) -> None:
+    pixels = np.full((9, 9, 4), 255, np.uint8)
+    media.write_photo(tmp_path / "a.jpg", media.Photo(pixels=pixels))
+    pixels[4, 4, 3] = 0
+    with pytest.raises(OutputError, match="no transparency"):
+        media.write_photo(tmp_path / "b.jpg", media.Photo(pixels=pixels))
+
+
+def test_a_damaged_block_costs_no_other(tmp_path: Path) -> None:
+    metadata = ((cv2.IMAGE_METADATA_ICCP, b"nonsense"), (cv2.IMAGE_METADATA_EXIF, SIDEWAYS))
+    media.write_photo(tmp_path / "a.png", media.Photo(pixels=noise(9, 9, 3), metadata=metadata))
+    assert dict(media.read_photo(tmp_path / "a.png").metadata) == {cv2.IMAGE_METADATA_EXIF: SIDEWAYS}
+
+
+def test_pages_are_not_lost(tmp_path: Path) -> None:
+    pages = [noise(9, 9, 3, seed=i) for i in range(3)]
+    assert cv2.imwritemulti(str(tmp_path / "a.tif"), pages)
+    with pytest.raises(InputError, match=r"a\.tif has 3 pages"):
+        media.read_photo(tmp_path / "a.tif")
+    preview = b"II*\0" + struct.pack("<IHI", 8, 0, 14) + struct.pack("<HHHIII", 1, 254, 4, 1, 1, 8)
+    assert page_count(preview) == 1

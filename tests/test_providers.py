@@ -13,7 +13,8 @@ import pytest
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.errors import InputError, ProviderError
-from deblur_deploy.runtime import providers, sessions, threads
+from deblur_deploy.runtime import doctor, providers, sessions, threads
+from deblur_deploy.runtime import engine as engine_module
 from deblur_deploy.runtime.providers import Provider
 from tests.conftest import noise
 
@@ -80,6 +81,7 @@ def test_arithmetic_is_what_runs() -> None:
     assert ask("fp32", "auto", name="cuda", kind="GPU") == "tf32"
     assert ask("fp32", "fp32", name="cuda", kind="GPU") == "fp32"
     assert ask("int8", "auto", name="openvino", native_bf16=True) == "int8"
+    assert ask("int8", "auto", name="cuda", kind="GPU") == "tf32"
 
 
 def test_what_providers_are_told() -> None:
@@ -162,3 +164,74 @@ def test_cuda_runs_and_agrees(bundle: Path, precision: str) -> None:
     for _ in range(4):
         assert np.abs(engine(image) - expected).max() <= (1 if precision == "fp32" else 4)
     assert sessions.MAX_FIXED
+
+
+def test_a_name_of_onnxruntimes_keeps_its_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers.ort, "get_available_providers", lambda: ["XnnpackExecutionProvider"])
+    provider = providers.find("xnnpackexecutionprovider")
+    # Shares of the graph go by this name too.
+    assert provider.name == provider.ort_name == "XnnpackExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("cpu:gpu", {}, "no devices to choose from"),
+        ("cuda:first", {}, "give a number"),
+        ("cpu", {"arena": "1"}, "takes none"),
+        ("cuda", {"use_tf32": "0"}, "use precision"),
+        ("cuda", {"device_id": "1"}, "cuda:1"),
+        ("openvino", {"num_of_threads": "2"}, "use threads"),
+        ("openvino", {"device_type": "GPU"}, "openvino:gpu"),
+        ("openvino", {"load_config": "CPU"}, "must be JSON"),
+        ("openvino", {"load_config": '{"CPU": []}'}, "must be JSON"),
+        ("openvino", {"load_config": '{"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}}'}, "use precision"),
+    ],
+)
+def test_what_would_belie_the_receipt_is_refused(name: str, options: dict[str, str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        providers.find(name, options)
+
+
+def test_a_numbered_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(providers.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(providers.ort, "preload_dlls", lambda: sys.stdout.write("no cudnn"), raising=False)
+    monkeypatch.setattr(providers, "Path", lambda path: tmp_path)
+    assert providers.find("cuda:1").device == "GPU 1"
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "information").write_text("Model: \t NVIDIA H100\nIRQ: 7\n")
+    provider = providers.find("cuda:1")
+    assert (provider.device, provider.device_id) == ("NVIDIA H100", 1)
+    told = provider.configure(ort.SessionOptions(), precision="fp32", threads=1, fixed=False, extra={})
+    assert told[0][1]["device_id"] == "1"
+    assert capfd.readouterr().out == ""
+
+
+def test_a_users_load_config_keeps_our_precision() -> None:
+    extra = {"load_config": '{"CPU": {"ENABLE_HYPER_THREADING": "NO"}}'}
+    told = Provider(name="openvino", ort_name="X", device="").configure(
+        ort.SessionOptions(), precision="fp32", threads=1, fixed=True, extra=extra
+    )
+    expected = {"ENABLE_HYPER_THREADING": "NO", "INFERENCE_PRECISION_HINT": "f32"}
+    assert json.loads(told[0][1]["load_config"]) == {"CPU": expected}
+
+
+@pytest.mark.parametrize(
+    ("machine", "runs"), [("aarch64", "fp16"), ("arm64", "fp16"), ("armv7l", "fp32"), ("AMD64", "fp32")]
+)
+def test_halves_on_the_cpu(monkeypatch: pytest.MonkeyPatch, machine: str, runs: str) -> None:
+    monkeypatch.setattr(providers.platform, "machine", lambda: machine)
+    assert Provider(name="cpu", ort_name="", device="").arithmetic("fp16", "auto") == runs
+
+
+def test_the_doctor_calls_present_only_what_runs(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def text(model: Path) -> str:
+        return next(finding.text for finding in doctor.examine(model) if finding.topic == "cpu")
+
+    assert text(bundle).startswith("present: ")
+    assert text(tmp_path / "none").startswith("installed, not tried")
+    broken = Provider(name="cpu", ort_name="CUDAExecutionProvider", device="")
+    for module in (providers, engine_module):
+        monkeypatch.setattr(module, "find", lambda name, extra=None: broken)
+    assert text(bundle).startswith("cpu is not in this build")

@@ -87,6 +87,10 @@ def test_a_corrupt_image_among_good_ones(
         (["{photos}", "--out", "{photos}"], "overwritten by its own result"),
         (["{photos}/a.jpg", "{photos}/empty/../sub/../a2/a.jpg"], "would both be written"),
         ([], "give images"),
+        (["{photos}", "--glob", ""], "glob is ''"),
+        (["{photos}", "--glob", "/a*"], "glob is '/a*'"),
+        (["{photos}", "--glob", "../*"], "glob is '../*'"),
+        (["{photos}", "--out", "{photos}/text.txt/x"], "text.txt is a file"),
     ],
 )
 def test_a_users_mistake_is_one_line(
@@ -115,11 +119,14 @@ def test_a_users_mistake_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gray_png_with_16_bits_stays_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path) -> None:
+def test_a_gray_png_with_16_bits_stays_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     media.write_photo(tmp_path / "a.png", media.Photo(pixels=noise(9, 9).astype(np.uint16) * 257))
     assert deblur_run(monkeypatch, tmp_path / "a.png", "--out", tmp_path / "out", "--model", bundle) == common.OK
     restored = cv2.imread(str(tmp_path / "out" / "a.png"), cv2.IMREAD_UNCHANGED)
     assert (restored.dtype, restored.shape) == (np.uint16, (9, 9))
+    assert "more than 8 bits: tiny/float on" in capsys.readouterr().err
 
 
 def test_the_doctor_tells_what_runs(
@@ -157,3 +164,42 @@ def test_killed_it_leaves_no_half_file_and_goes_on(tmp_path: Path, bundle: Path)
         assert media.read_image(path).shape == (160, 160, 3)
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == common.OK
     assert len(list(out.glob("[0-9]*.png"))) == 40
+
+
+@pytest.mark.parametrize(
+    ("out", "sources"), [("{photos}/../x", 2), ("{photos}/..", 2), ("{photos}/../..", 2), ("{photos}/sub", 2)]
+)
+def test_only_a_result_folder_inside_is_left_out(photos: Path, out: str, sources: int) -> None:
+    config = run.RunConfig(inputs=(photos,), out=Path(out.format(photos=photos)), recursive="sub" in out)
+    assert len(run.plan_jobs(config)) == sources
+
+
+def test_nothing_to_do_needs_no_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jpg", "b.png"):
+        media.write_image(tmp_path / "out" / name, noise(5, 5, 3))
+    assert deblur_run(monkeypatch, photos, "--out", tmp_path / "out", "--model", tmp_path / "none") == common.OK
+    assert "nothing to do: all 2" in capsys.readouterr().err
+
+
+def test_leftovers_of_a_killed_run_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, photos: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".a-abc_1234.jpg", ".c-abc_1234.jpg", ".a-ABCDEFGH.jpg"):
+        (out / name).touch()
+    assert deblur_run(monkeypatch, photos / "a.jpg", "--out", out, "--model", bundle) == common.OK
+    assert files(out) == [".a-ABCDEFGH.jpg", ".c-abc_1234.jpg", "a.jpg"]
+
+
+@pytest.mark.parametrize("option", ["--max-megapixels", "--max-memory-mb"])
+@pytest.mark.parametrize("value", ["inf", "nan", "0"])
+def test_limits_are_finite(
+    monkeypatch: pytest.MonkeyPatch, photos: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        deblur_run(monkeypatch, photos, option, value)
+    assert caught.value.code == common.USER_ERROR
+    assert option[2:] in capsys.readouterr().err

@@ -1,8 +1,10 @@
 """What the tile plan promises; that the pixels then agree is test_engine's."""
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from deblur_deploy.runtime import tiling
 from deblur_deploy.runtime.tiling import plan_tiles
 
 
@@ -50,3 +52,24 @@ def test_memory_is_flat_and_margins_cost_little(megapixels: int, aspect: float) 
     plan = plan_tiles(height, width, divisor=16, radius_px=95, max_pixels=7_000_000)
     assert plan.height * plan.width <= 7_000_000
     assert plan.pixels <= 1.25 * height * width
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "max_pixels"), [(31623, 31623, 50_000), (100, 1_000_000, 50_000), (1_000_000, 16, 1)]
+)
+def test_an_extreme_plan_makes_its_spans_once(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, max_pixels: int
+) -> None:
+    made = []
+    spans = tiling._spans
+    monkeypatch.setattr(tiling, "_spans", lambda *arguments: made.append(arguments) or spans(*arguments))
+    plan = plan_tiles(height, width, divisor=16, radius_px=95, max_pixels=max_pixels)
+    assert len(made) == 2
+    assert plan.pixels >= height * width
+
+
+@given(padded=st.integers(1, 500), count=st.integers(1, 40), divisor=st.sampled_from([1, 4]), margin=st.integers(0, 20))
+def test_tiles_are_counted_as_they_are_made(padded: int, count: int, divisor: int, margin: int) -> None:
+    padded, margin = padded * divisor, margin * divisor
+    size, tiles = tiling._tiles(padded, count, divisor, margin)
+    assert len(tiling._spans(padded, padded, size, margin)) == tiles <= count

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deblur_deploy.errors import InputError, MissingFileError
+from deblur_deploy.errors import InputError, MissingFileError, ModelError, OutputError
 from tests.conftest import noise
 
 av = pytest.importorskip("av")
@@ -24,6 +24,9 @@ def make(path: Path, codec: str, pixels: str, *, rotation: int = 0, colour_range
         if rotation:
             stream.set_display_rotation(rotation)
         audio: Any = output.add_stream("aac", rate=16000, layout="mono") if sound else None
+        if sound:
+            audio.metadata["language"] = "deu"
+            audio.disposition = int(av.stream.Disposition.original)
         pts = 0
         for i in range(17):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + i * 12, np.uint8), format="rgb24")
@@ -92,15 +95,87 @@ def test_the_frames_are_the_restored_ones(tmp_path: Path) -> None:
     assert np.abs(255 - facts(source)["means"] - facts(tmp_path / "b.mp4")["means"]).max() < 4
 
 
-def test_an_error_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("colorspace", [1, 5, 6, 2, 9])  # BT.709, BT.601 (625 and 525 lines), unstated, BT.2020
+@pytest.mark.parametrize("colour_range", [1, 2])
+def test_saturated_colours_stay(tmp_path: Path, colorspace: int, colour_range: int) -> None:
+    source, target = tmp_path / "a.mkv", tmp_path / "b.mkv"
+    colours = [(220, 40, 60), (30, 200, 90), (20, 60, 230)]
+    red, blue = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593)}.get(colorspace, (0.299, 0.114))
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("ffv1", rate=25)
+        context = stream.codec_context
+        context.width, context.height, context.pix_fmt = 64, 48, "yuv444p"
+        context.color_range, context.colorspace = colour_range, colorspace
+        for i, (r, g, b) in enumerate(colours):
+            luma = red * r + (1 - red - blue) * g + blue * b
+            chroma = np.array([(b - luma) / (1 - blue), (r - luma) / (1 - red)]) / 2
+            limited = colour_range == 1
+            yuv = [16 + luma * 219 / 255 if limited else luma, *(128 + chroma * (224 / 255 if limited else 1))]
+            pixels = np.full((48, 64, 3), np.rint(yuv).astype(np.uint8))
+            frame = av.VideoFrame.from_ndarray(pixels, format="yuv444p", channel_last=True)
+            frame.pts, frame.color_range, frame.colorspace = i, colour_range, colorspace
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    seen: list[np.ndarray] = []
+
+    def identity(image: np.ndarray) -> np.ndarray:
+        seen.append(image.mean(axis=(0, 1)))
+        return image
+
+    video.restore_video(source, target, identity)
+    assert np.abs(np.array(seen) - colours).max() <= 2
+    with av.open(str(source)) as before, av.open(str(target)) as after:
+        for old, new in zip(before.decode(video=0), after.decode(video=0), strict=True):
+            assert (new.colorspace, new.color_range) == (colorspace, colour_range)
+            assert np.abs(new.to_ndarray().astype(int) - old.to_ndarray()).max() <= 2
+
+
+def test_tracks_keep_their_language_and_place(tmp_path: Path) -> None:
+    source, target = make(tmp_path / "a.mkv", "libx264", "yuv420p", sound=True), tmp_path / "b.mkv"
+    video.restore_video(source, target, lambda image: image)
+    with av.open(str(target)) as container:
+        audio = container.streams.audio[0]
+        assert audio.language == "deu"
+        assert int(audio.disposition) == int(av.stream.Disposition.original)
+
+
+@pytest.mark.parametrize("error", [InputError, ModelError])
+def test_an_error_on_the_way_leaves_nothing(tmp_path: Path, error: type[Exception]) -> None:
     source = make(tmp_path / "a.mp4", "libx264", "yuv420p")
 
     def fail(image: np.ndarray) -> np.ndarray:
-        raise InputError("no")
+        raise error("no")
 
-    with pytest.raises(InputError, match="no"):
+    with pytest.raises(error, match=r"^no$"):
         video.restore_video(source, tmp_path / "out" / "b.mp4", fail)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_is_the_outputs_fault(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    source = make(tmp_path / "a.mkv", "ffv1", "yuv444p")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*b\.mkv"):
+            video.restore_video(source, tmp_path / "out" / "b.mkv", lambda image: noise(*image.shape))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_codec_that_the_container_cannot_hold_is_named(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.avi", "mpeg4", "yuv420p")
+    with pytest.raises(OutputError, match=r"a\.avi cannot be written as webm"):
+        video.restore_video(source, tmp_path / "b.webm", lambda image: image)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.avi"]
+
+
+def test_too_many_pixels_are_refused_before_a_frame_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make(tmp_path / "a.mp4", "libx264", "yuv420p")
+    monkeypatch.setattr(video, "_rotation", lambda path: pytest.fail("a frame was decoded"))
+    with pytest.raises(InputError, match="limit"):
+        video.restore_video(source, tmp_path / "b.mp4", lambda image: image, max_pixels=1000)
 
 
 def test_what_is_no_video_is_named(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
-from deblur_deploy.errors import DeblurError, InputError, MissingFileError
+from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Photo, list_media, read_photo, write_photo
 from deblur_deploy.runtime.streams import overlapped
@@ -54,8 +56,9 @@ class RunConfig:
     """Print what this machine offers, what is missing and how to mend it, and do nothing else."""
 
     def __post_init__(self) -> None:
-        if not self.max_megapixels > 0:
-            raise ValueError(f"max-megapixels is {self.max_megapixels}; allowed: more than 0")
+        for name, value in (("max-megapixels", self.max_megapixels), ("max-memory-mb", self.max_memory_mb)):
+            if value is not None and not (isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}; allowed: more than 0 and finite")
 
     @property
     def max_pixels(self) -> int:
@@ -71,9 +74,14 @@ class Job:
 
 
 def plan_jobs(config: RunConfig) -> list[Job]:
-    """What there is to do, in order; raises MissingFileError or InputError on inputs that make no sense."""
+    """What there is to do, in order; raises MissingFileError, InputError or OutputError on what makes no sense."""
     if not config.inputs:
         raise InputError("give images or folders to restore; see deblur-run --help")
+    if not config.glob or Path(config.glob).is_absolute() or ".." in Path(config.glob).parts:
+        raise InputError(f"glob is {config.glob!r}; give a pattern of names inside the folder, such as 'IMG_*'")
+    for place in (config.out, *config.out.parents):
+        if place.is_file():
+            raise OutputError(f"{place} is a file, --out must be a folder; choose another")
     jobs: dict[Path, Job] = {}
     for given in config.inputs:
         if not given.exists():
@@ -81,10 +89,11 @@ def plan_jobs(config: RunConfig) -> list[Job]:
         if given.is_dir():
             # A result folder inside the input folder must not be fed to the network again.
             out = config.out.resolve()
+            inside = given.resolve() in out.parents
             sources = [
                 path
                 for path in list_media(given, config.glob, recursive=config.recursive)
-                if out == given.resolve() or not path.resolve().is_relative_to(out)
+                if not (inside and path.resolve().is_relative_to(out))
             ]
             if not sources:
                 more = "" if config.recursive else " (subfolders: --recursive)"
@@ -108,6 +117,12 @@ def run(config: RunConfig, console: Console) -> int:
     """Do the jobs; returns the exit status.  Files that fail are named on ``console`` and the others still done."""
     jobs = plan_jobs(config)
     todo = [job for job in jobs if config.overwrite or not job.target.exists()]
+    if not todo:
+        console.print(f"nothing to do: all {len(jobs)} were in {config.out} already", highlight=False, soft_wrap=True)
+        return OK
+    _remove_leftovers(todo)
+    images = [job for job in todo if job.source.suffix.lower() in IMAGE_SUFFIXES]
+    videos = [job for job in todo if job.source.suffix.lower() not in IMAGE_SUFFIXES]
     with DeblurEngine(
         config.model,
         config.provider,
@@ -116,12 +131,23 @@ def run(config: RunConfig, console: Console) -> int:
         max_memory_mb=config.max_memory_mb,
     ) as engine:
         console.print(str(engine.receipt), highlight=False, soft_wrap=True)
-        images = [job for job in todo if job.source.suffix.lower() in IMAGE_SUFFIXES]
         failed = _restore_images(engine, images, config, console) if images else 0
-        failed += sum(not _restore_video(engine, job, config, console) for job in todo if job not in images)
+        failed += sum(not _restore_video(engine, job, config, console) for job in videos)
+        if engine.float_receipt not in (None, engine.receipt):
+            console.print(f"more than 8 bits: {engine.float_receipt}", highlight=False, soft_wrap=True)
     done, skipped = len(todo) - failed, len(jobs) - len(todo)
     console.print(f"{done} restored to {config.out}, {skipped} were there already, {failed} failed", highlight=False)
     return SOME_FAILED if failed else OK
+
+
+def _remove_leftovers(jobs: Sequence[Job]) -> None:
+    # What a killed run was writing for these jobs: names as ``writing_file`` makes them.
+    targets = {job.target for job in jobs}
+    for folder in {target.parent for target in targets}:
+        for path in folder.glob(".*-????????.*"):
+            target = folder / (path.stem[1:-9] + path.suffix)
+            if target in targets and re.fullmatch("[a-z0-9_]{8}", path.stem[-8:]):
+                path.unlink(missing_ok=True)
 
 
 def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig, console: Console) -> int:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from deblur_deploy.contract import Io, Precision
 from deblur_deploy.errors import ModelError
@@ -60,9 +61,9 @@ class Bundle:
                 )
             variants = {row["name"]: _variant(path, row) for row in data["variants"]}
             bundle = cls(path=path, name=str(data["name"]), variants=variants)
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, ModelError):
-                raise
+        except ModelError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ModelError(f"{manifest} is damaged ({error!r}); export the bundle again") from None
         if not variants:
             raise ModelError(f"{manifest} lists no variants; export the bundle again")
@@ -76,6 +77,12 @@ def _variant(folder: Path, row: dict[str, Any]) -> Variant:
         raise ModelError(f"{folder / MANIFEST} names {file!r}, which is not a file inside the bundle")
     if not (folder / file).is_file():
         raise ModelError(f"{folder} lacks {file}, which its {MANIFEST} names; export the bundle again")
+    if row["precision"] not in get_args(Precision) or row["io"] not in get_args(Io):
+        raise ValueError(f"precision {row['precision']!r} with io {row['io']!r}")
+    drop_db = float(row["drop_db"])
+    latency_ms = {str(key): float(value) for key, value in row["latency_ms"].items()}
+    if not all(map(isfinite, (drop_db, *latency_ms.values()))):
+        raise ValueError(f"a measurement of {file} is not a finite number")
     return Variant(
         name=str(row["name"]),
         path=folder / file,
@@ -83,6 +90,6 @@ def _variant(folder: Path, row: dict[str, Any]) -> Variant:
         precision=row["precision"],
         io=row["io"],
         layout=str(row.get("layout", "planes")),
-        drop_db=float(row["drop_db"]),
-        latency_ms={str(key): float(value) for key, value in row["latency_ms"].items()},
+        drop_db=drop_db,
+        latency_ms=latency_ms,
     )

@@ -30,7 +30,7 @@ class Finding:
 
 def examine(model: str | Path | None = None) -> list[Finding]:
     """Look at the processor, the libraries, every provider and the model; never raises for what it finds."""
-    return [*_machine(), *_libraries(), *_providers(), *_model(model)]
+    return [*_machine(), *_libraries(), *_providers(model), *_model(model)]
 
 
 def _machine() -> list[Finding]:
@@ -84,12 +84,13 @@ def _libraries() -> list[Finding]:
 _WHEELS = {"onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon"}
 
 
-def _providers() -> list[Finding]:
+def _providers(model: str | Path | None) -> list[Finding]:
     found = []
     nvidia = Path("/proc/driver/nvidia/version").exists()
     for name in providers.AUTO:
         try:
             provider = providers.find(name)
+            present = "present" if _runs(model, name) else "installed, not tried for want of a model"
         except ProviderError as error:
             text, _, advice = str(error).partition("; install it: ")
             # Where there is no such hardware there is nothing to mend.
@@ -98,8 +99,19 @@ def _providers() -> list[Finding]:
         else:
             bf16 = ", bf16" if provider.native_bf16 else ""
             version = f", plugin {provider.version}" if provider.plugin_device is not None else ""
-            found.append(Finding(topic=name, text=f"present: {provider.device}{bf16}{version}"))
+            found.append(Finding(topic=name, text=f"{present}: {provider.device}{bf16}{version}"))
     return found
+
+
+def _runs(model: str | Path | None, provider: str) -> bool:
+    """Whether the model ran; raises ProviderError if the provider would not have it."""
+    try:
+        DeblurEngine(model, provider).close()
+    except ProviderError:
+        raise
+    except DeblurError:
+        return False
+    return True
 
 
 def _model(model: str | Path | None) -> list[Finding]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -45,8 +46,8 @@ class DeblurEngine:
 
     Args:
         model: a bundle folder or one ``.onnx`` file that deblur-export wrote; None is the model that ships with us.
-        provider: ``auto`` tries cuda, openvino and cpu; a named provider runs or raises.  ``openvino:gpu`` names one
-            device of a plugin.
+        provider: ``auto`` tries cuda, openvino and cpu; a named provider runs or raises.  ``openvino:gpu`` and
+            ``cuda:1`` name one device.
         precision: ``auto`` is the fastest within 0.1 dB; or fp32, fp16, bf16 (OpenVINO), int8.
         threads: cores to use on the CPU; None is all that the process may use, and then engines take turns.
         max_memory_mb: larger images are cut into tiles; None decides by the free memory.
@@ -68,8 +69,8 @@ class DeblurEngine:
         check_wish(precision)
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; allowed: 1 or more")
-        if max_memory_mb is not None and not max_memory_mb > 0:
-            raise InputError(f"max_memory_mb is {max_memory_mb}; allowed: more than 0")
+        if max_memory_mb is not None and not (isfinite(max_memory_mb) and max_memory_mb > 0):
+            raise InputError(f"max_memory_mb is {max_memory_mb}; allowed: more than 0 and finite")
         if options and provider == "auto":
             raise InputError("options belong to one provider; name it instead of provider='auto'")
         self._arguments = {
@@ -88,6 +89,8 @@ class DeblurEngine:
         self._skipped: dict[str, str] = {}
         self._main, self._variant = self._load(provider)
         self.receipt = self._receipt(self._main, self._variant)
+        self.float_receipt = self.receipt if self.contract.io == "float32" else None
+        """What images of more than 8 bits run on; None until the first of them."""
 
     @property
     def contract(self) -> ModelContract:
@@ -160,6 +163,7 @@ class DeblurEngine:
                 # Whoever hands in more than 8 bits wants them kept, so no faster arithmetic is chosen here.
                 wish = "bf16" if self._precision == "bf16" else "fp32"
                 self._float = self._sessions(_verified(variant.path, variant.sha256), variant.path, main.provider, wish)
+                self.float_receipt = self._receipt(self._float, variant.name)
             return self._float
 
     def _load(self, name: str) -> tuple[Sessions | None, str]:

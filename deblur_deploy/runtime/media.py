@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from deblur_deploy.errors import InputError, OutputError
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.runtime.headers import pixel_size
-from deblur_deploy.runtime.tiff import Entry, read_tags, with_tags
+from deblur_deploy.runtime.tiff import Entry, page_count, read_tags, with_tags
 
 Image = NDArray[np.uint8]
 
@@ -30,6 +31,13 @@ MAX_PIXELS = 2**28
 
 _KEPT = (cv2.IMAGE_METADATA_EXIF, cv2.IMAGE_METADATA_XMP, cv2.IMAGE_METADATA_ICCP)
 _CARRIERS = frozenset({".jpeg", ".jpg", ".png", ".webp"})
+_DEEPEST: dict[str, type[np.uint8] | type[np.uint16]] = {
+    ".bmp": np.uint8,
+    ".jpeg": np.uint8,
+    ".jpg": np.uint8,
+    ".png": np.uint16,
+    ".webp": np.uint8,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,9 @@ def list_media(folder: Path, pattern: str = "*", *, recursive: bool = False) -> 
     existing(folder, kind="folder")
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     found = folder.rglob(pattern) if recursive else folder.glob(pattern)
-    return sorted(path for path in found if path.suffix.lower() in known and not path.name.startswith("."))
+    return sorted(
+        path for path in found if path.suffix.lower() in known and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
@@ -75,8 +85,14 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image:
 
 
 def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """The file as it is: depth, gray or alpha, and metadata.  Raises as :func:`read_image` does."""
+    """The file as it is: depth, gray or alpha, and metadata.
+
+    Raises as :func:`read_image` does, and InputError for a TIFF file of several pages, of which but one would be left.
+    """
     data = _content(path, max_pixels)
+    pages = page_count(data.tobytes())
+    if pages > 1:
+        raise InputError(f"{path} has {pages} pages, of which only one could be kept; save each as a file of its own")
     pixels, metadata = _decoded(path, data, cv2.IMREAD_UNCHANGED)
     if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA, dst=pixels)
@@ -93,13 +109,22 @@ def write_photo(path: Path, photo: Photo) -> None:
     suffix, pixels = path.suffix.lower(), photo.pixels
     if suffix not in IMAGE_SUFFIXES:
         raise OutputError(f"cannot write {path}: unknown image format; use one of {', '.join(sorted(IMAGE_SUFFIXES))}")
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
+    jpeg = suffix in (".jpg", ".jpeg")
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if jpeg else []
+    # The encoder would clip what its format cannot hold, nearly all of it to white.
+    if suffix in _DEEPEST:
+        pixels = _as_depth(pixels, _DEEPEST[suffix])
+    if jpeg and pixels.ndim == 3 and pixels.shape[2] == 4:
+        if pixels[..., 3].min() < 255:
+            raise OutputError(f"cannot write {path}: JPEG has no transparency; name the file .png")
+        pixels = pixels[..., :3]
     if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-    kept = photo.metadata if suffix in _CARRIERS else ()
+    # The orientation first: it counts most where not all can be kept.
+    kept = sorted(photo.metadata, key=lambda entry: entry[0] != cv2.IMAGE_METADATA_EXIF) if suffix in _CARRIERS else []
     done, data = False, None
-    # A metadata block that was damaged already makes the encoder refuse the whole image: then it is left out.
-    for entries in dict.fromkeys((kept, ())):
+    # A metadata block that was damaged already makes the encoder refuse the whole image: then it alone is left out.
+    for entries in (some for count in range(len(kept), -1, -1) for some in combinations(kept, count)):
         try:
             kinds, blocks = (
                 [kind for kind, _ in entries],
@@ -115,6 +140,16 @@ def write_photo(path: Path, photo: Photo) -> None:
         raise OutputError(f"cannot write {path}: the {suffix} encoder refused {size} pixels of {pixels.dtype}")
     with writing_file(path) as temporary:
         temporary.write_bytes(with_tags(data.tobytes(), dict(photo.tiff_tags)))
+
+
+def _as_depth(pixels: NDArray[Any], deepest: type[np.uint8] | type[np.uint16]) -> NDArray[Any]:
+    """``pixels`` in a dtype that holds no more than ``deepest``; each keeps its share of the full scale."""
+    most = np.iinfo(deepest).max
+    if pixels.dtype.kind == "f":
+        return np.rint(np.clip(pixels, 0, 1) * most).astype(deepest)
+    if pixels.dtype == np.uint16 and deepest is np.uint8:
+        return np.rint(pixels / np.float32(257)).astype(np.uint8)
+    return pixels
 
 
 def _content(path: Path, max_pixels: int) -> NDArray[np.uint8]:

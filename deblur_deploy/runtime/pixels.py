@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deblur_deploy.errors import InputError
 
 _ACCEPTED = "give uint8, uint16 or float in [0, 1], as HxW, HxWxC or NxHxWxC with C = 1 (gray), 3 (RGB) or 4 (RGBA)"
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,11 @@ class Layout:
         """Write restored ``rgb`` (HxWx3, in the caller's dtype) as image ``index`` of ``result``."""
         target = result[index]
         if target.shape[2] == 1:
-            gray = rgb.astype(np.float32) @ _LUMA if self.dtype.kind == "u" else rgb @ _LUMA.astype(rgb.dtype)
-            target[..., 0] = np.rint(gray) if self.dtype.kind == "u" else gray
+            if self.dtype.kind == "u":
+                target[..., 0] = np.rint(rgb.astype(np.float32) @ _LUMA.astype(np.float32))
+            else:
+                # The weights' rounding must not make white brighter than white.
+                target[..., 0] = np.clip(rgb @ _LUMA.astype(rgb.dtype), 0, 1)
         else:
             target[..., :3] = rgb
         if target.shape[2] == 4:

@@ -6,10 +6,12 @@ either is there and gets options that it is known to read, or there is a Provide
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -47,7 +49,16 @@ _PACKAGES = {
     "cuda": "onnxruntime-gpu[cuda,cudnn]",
     "tensorrt": "onnxruntime-gpu[cuda,cudnn] tensorrt",
 }
-_OPENVINO_OPTIONS = ("cache_dir", "device_type", "enable_qdq_optimizer", "load_config", "num_of_threads", "num_streams")
+_OPENVINO_OPTIONS = ("cache_dir", "enable_qdq_optimizer", "load_config", "num_streams")
+_INSTEAD = {
+    ("openvino", "device_type"): "name the device, as in provider='openvino:gpu'",
+    ("openvino", "num_of_threads"): "use threads",
+    ("cuda", "use_tf32"): "use precision",
+    ("cuda", "device_id"): "name the device, as in provider='cuda:1'",
+    ("tensorrt", "device_id"): "name the device, as in provider='tensorrt:1'",
+}
+# What the receipt tells is asked for in one way only, so that it stays true.
+_NUMBERED = ("cuda", "tensorrt")
 _registering = Lock()
 
 
@@ -65,21 +76,25 @@ class Provider:
     native_bf16: bool = False
     """Whether it can run fp32 graphs in bfloat16."""
     version: str = ""
+    device_id: int = 0
+    """Which of several GPUs, by CUDA's number."""
     plugin_device: Any = field(default=None, repr=False, compare=False)
     """The plugin's device, or None for a provider that is compiled into ONNX Runtime."""
 
     def arithmetic(self, model: Precision, asked: str) -> str:
         """The precision that convolutions really run in, for a file of precision ``model`` and the user's wish."""
-        if model == "int8":
+        if model == "int8" and self.name != "cuda":
             return "int8"
         if self.name == "openvino" and self.kind == "CPU":
             return "bf16" if self.native_bf16 and asked != "fp32" else "fp32"
         if self.name == "openvino":
             return "fp32" if asked == "fp32" else "fp16"
-        if self.name == "cuda" and model == "fp32":
+        # CUDA has no kernels for int8 convolutions: it expands them to float.
+        if self.name == "cuda" and model in ("fp32", "int8"):
             return "fp32" if asked == "fp32" else "tf32"
-        # ONNX Runtime's own CPU kernels convert half precision to single on x86.
-        return "fp32" if self.name == "cpu" and model == "fp16" and not platform.machine().startswith("arm") else model
+        # ONNX Runtime's own CPU kernels convert half precision to single, except on 64-bit ARM.
+        halves = platform.machine().lower() in ("arm64", "aarch64")
+        return "fp32" if self.name == "cpu" and model == "fp16" and not halves else model
 
     def configure(
         self, options: ort.SessionOptions, *, precision: str, threads: int, fixed: bool, extra: Mapping[str, str]
@@ -94,7 +109,9 @@ class Provider:
             hint = {"bf16": "bf16", "fp16": "f16"}.get(precision, "f32")
             chosen = {"num_of_threads": str(threads)} if self.kind == "CPU" else {}
             # The option called `precision` is accepted and ignored by the plugin (1.8); this one is obeyed.
-            chosen["load_config"] = json.dumps({self.kind: {"INFERENCE_PRECISION_HINT": hint}})
+            config = json.loads(extra.get("load_config", "{}"))
+            config.setdefault(self.kind, {})["INFERENCE_PRECISION_HINT"] = hint
+            extra = {**extra, "load_config": json.dumps(config)}
         elif self.name == "cuda":
             chosen = {
                 "cudnn_conv_algo_search": "EXHAUSTIVE" if fixed else "HEURISTIC",
@@ -102,6 +119,8 @@ class Provider:
                 "enable_cuda_graph": str(int(fixed)),
                 "use_tf32": str(int(precision != "fp32")),
             }
+        if self.name in _NUMBERED:
+            chosen["device_id"] = str(self.device_id)
         chosen |= extra
         if self.plugin_device is not None:
             options.add_provider_for_devices([self.plugin_device], chosen)
@@ -114,24 +133,55 @@ def find(name: str, extra: Mapping[str, str] | None = None) -> Provider:
 
     Raises InputError if there is no such provider at all, ProviderError if it is not present on this machine.
     """
-    short, _, wanted = name.partition(":")
-    short = {value.lower(): key for key, value in NAMES.items()}.get(short.lower(), short.lower())
-    ort_name = NAMES.get(short, name)
-    if ort_name not in ort.get_all_providers() and short not in NAMES:
+    given, _, wanted = name.partition(":")
+    known = {full.lower(): full for full in (*ort.get_all_providers(), *NAMES.values())}
+    ort_name = NAMES.get(given.lower()) or known.get(given.lower())
+    if ort_name is None:
         raise InputError(f"no provider is called {name!r}; use auto, {', '.join(NAMES)} or a name of ONNX Runtime's")
-    if extra and short == "openvino" and (unknown := sorted(set(extra) - set(_OPENVINO_OPTIONS))):
-        # The plugin would swallow it.
-        raise InputError(f"openvino has no option {unknown[0]!r}; use one of {', '.join(_OPENVINO_OPTIONS)}")
-    if short in ("cuda", "tensorrt") and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
+    short = {value: key for key, value in NAMES.items()}.get(ort_name, ort_name)
+    _check_options(short, extra or {})
+    if wanted and short in _NUMBERED:
+        if not wanted.isdecimal():
+            raise InputError(f"{name!r} names no device of {short}; give a number, as in {short}:0")
+    elif wanted and ort_name not in _PLUGINS:
+        raise InputError(f"{short} has no devices to choose from; give provider {short!r}, not {name!r}")
+    if short in _NUMBERED and hasattr(ort, "preload_dlls"):
+        # It prints what it does not find.
+        with redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
     # A registered plugin is listed as available too, but asking for it by name alone then quietly gives the CPU.
     if ort_name in _PLUGINS and find_spec(_PLUGINS[ort_name]):
         return _plugin(short, ort_name, wanted.upper())
     if ort_name in ort.get_available_providers():
+        if wanted and short not in _NUMBERED:
+            raise InputError(f"{short} has no devices to choose from in this build of onnxruntime; give {short!r}")
         kind = {"cpu": "CPU", "openvino": "CPU"}.get(short, "GPU")
-        device = processor() if kind == "CPU" else short.upper()
-        return Provider(name=short, ort_name=ort_name, device=device, kind=kind, version=ort.__version__)
+        number = int(wanted or 0)
+        device = processor() if kind == "CPU" else _nvidia(number) if short in _NUMBERED else short.upper()
+        return Provider(
+            name=short, ort_name=ort_name, device=device, kind=kind, version=ort.__version__, device_id=number
+        )
     raise ProviderError(f"provider {short} is not installed{_advice(short)}")
+
+
+def _check_options(short: str, extra: Mapping[str, str]) -> None:
+    for option in sorted(extra):
+        if (short, option) in _INSTEAD:
+            raise InputError(f"option {option!r} of {short} is not given here; {_INSTEAD[short, option]}")
+        if short == "cpu":
+            raise InputError(f"cpu has no option {option!r}; it takes none")
+        if short == "openvino" and option not in _OPENVINO_OPTIONS:
+            # The plugin would swallow it.
+            raise InputError(f"openvino has no option {option!r}; use one of {', '.join(_OPENVINO_OPTIONS)}")
+    if short == "openvino" and "load_config" in extra:
+        try:
+            devices = json.loads(extra["load_config"])
+            found = {key for settings in devices.values() for key, _ in settings.items()}
+        except (ValueError, AttributeError, RecursionError):
+            raise InputError("load_config of openvino must be JSON: {device: {property: value}}") from None
+        for key, instead in (("INFERENCE_PRECISION_HINT", "precision"), ("INFERENCE_NUM_THREADS", "threads")):
+            if key in found:
+                raise InputError(f"{key} in load_config of openvino is not given here; use {instead}")
 
 
 def candidates(skipped: dict[str, str]) -> list[Provider]:
@@ -201,6 +251,18 @@ def _cpuinfo() -> dict[str, str]:
 def processor() -> str:
     """The processor's name, as well as this platform tells it."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _nvidia(number: int) -> str:
+    # CUDA's order of several models is not the driver's, so only a model that all of them are is told.
+    models = set()
+    for about in Path("/proc/driver/nvidia/gpus").glob("*/information"):
+        try:
+            lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            continue
+        models |= {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}
+    return models.pop() if len(models) == 1 else f"GPU {number}"
 
 
 def _bf16_flags() -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """Facts of one loaded engine, asked of ONNX Runtime after loading, not copied from the request."""
+    """Facts of one loaded file: shares and times as ONNX Runtime answered, arithmetic as it was told to compute."""
 
     model: str
     """Name of the bundle, or of the file."""
@@ -18,12 +18,13 @@ class Receipt:
     precision: str
     """Precision of the file."""
     effective_precision: str
-    """Arithmetic of the convolutions: OpenVINO runs an fp32 file in bf16 where the processor can, if allowed to."""
+    """Arithmetic of the convolutions: OpenVINO runs an fp32 file in bf16 where the processor can, if allowed to, and
+    CUDA an int8 file in tf32."""
     threads: int
     nodes: dict[str, float]
     """Share of the graph's nodes by provider; they sum to 1."""
     convolutions: dict[str, float]
-    """Share of the convolutions by provider: more than 99 % of the multiply-accumulates are in them."""
+    """Share of the convolutions by provider: all multiply-accumulates of our networks are in them."""
     load_ms: float
     """Time to read the file and compile the graph."""
     warm_up_ms: float

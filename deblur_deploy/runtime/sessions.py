@@ -75,7 +75,8 @@ class Sessions:
         self._shared = provider.kind == "CPU" and not own_threads
         self._fixed: OrderedDict[tuple[int, ...], _Fixed] = OrderedDict()
         self._seen: Counter[tuple[int, ...]] = Counter()
-        self._creating = Lock()
+        self._refused: set[tuple[int, ...]] = set()
+        self._creating, self._counting = Lock(), Lock()
         self._bytes_per_pixel: int | None = None
         start = perf_counter()
         # The contract is read before the provider is asked, so that a stranger's file is not blamed on the provider.
@@ -130,34 +131,43 @@ class Sessions:
             try:
                 restored = runner(batch)
             except Exception as error:  # ONNX Runtime's own derive from nothing more narrow
-                message = first_line(error)
-                if isinstance(error, MemoryError) or any(
-                    word in message.lower() for word in ("alloc", "out of memory")
-                ):
-                    raise MemoryLimitError(f"{self.provider.name} has too little memory: {message}") from None
-                raise ProviderError(f"{self.provider.name} failed on {self._where}: {message}") from None
+                raise _failure(error, self.provider.name, f"failed on {self._where}") from None
         if restored.shape != batch.shape or restored.dtype != batch.dtype:
             raise ModelError(f"{self._where} answered {restored.dtype}{restored.shape} to {batch.dtype}{batch.shape}")
         return restored
 
     def _runner(self, shape: tuple[int, ...], often: bool) -> _Fixed:
-        fixed = self._fixed.get(shape)
-        if fixed is not None:
-            return fixed
-        self._seen[shape] += 1
-        if len(self._seen) > 256:
-            self._seen = Counter(dict(self._seen.most_common(64)))
-        needed = _OFTEN if len(self._fixed) < MAX_FIXED else _OFTEN_WHEN_FULL
+        with self._counting:
+            if shape in self._fixed:
+                self._fixed.move_to_end(shape)
+                return self._fixed[shape]
+            if shape in self._refused:
+                return self._any
+            self._seen[shape] += 1
+            if len(self._seen) > 256:
+                self._seen = Counter(dict(self._seen.most_common(64)))
+            needed = _OFTEN if len(self._fixed) < MAX_FIXED else _OFTEN_WHEN_FULL
+            wanted = often or self._seen[shape] >= needed
         # Whoever finds another thread compiling does not wait for it: the session for any shape is there.
-        if not (often or self._seen[shape] >= needed) or not self._creating.acquire(blocking=often):
+        if not wanted or not self._creating.acquire(blocking=often):
             return self._any
         try:
-            if shape not in self._fixed:
+            with self._counting:
+                if shape in self._fixed:
+                    return self._fixed[shape]
                 self._make_room(shape)
-                session = _Fixed(self._create(shape), shape)
+            try:
+                session = _Fixed(self._create(shape), shape, self.provider.device_id)
+            except Exception:  # it would only have been faster, and the session for any shape is there
+                with self._counting:
+                    if len(self._refused) >= 256:
+                        self._refused.clear()
+                    self._refused.add(shape)
+                return self._any
+            with self._counting:
                 self._fixed[shape] = session
-                self._seen[shape] = 0
-            return self._fixed[shape]
+                del self._seen[shape]
+            return session
         finally:
             self._creating.release()
 
@@ -195,13 +205,13 @@ class Sessions:
                 precision=self.effective_precision,
                 threads=self._threads,
                 fixed=shape is not None,
-                extra=self._extra,
+                extra=self._extra if provider is self.provider else {},
             )
             session = ort.InferenceSession(
                 self._data, options, providers or None, enable_fallback=0, read_config_from_model=0
             )
         except Exception as error:
-            raise ProviderError(f"{provider.name} cannot load {self._where}: {first_line(error)}") from None
+            raise _failure(error, provider.name, f"cannot load {self._where}") from None
         # Else a failing run would be repeated on the CPU, with a line on standard output for all notice.
         session.disable_fallback()
         if session.get_providers()[0] != provider.ort_name:
@@ -212,7 +222,7 @@ class Sessions:
 class _Fixed:
     """One session as a function of a batch; on CUDA with fixed shapes it keeps its buffers on the device."""
 
-    def __init__(self, session: ort.InferenceSession, shape: tuple[int, ...] | None) -> None:
+    def __init__(self, session: ort.InferenceSession, shape: tuple[int, ...] | None, device_id: int = 0) -> None:
         self._session = session
         self._binding = None
         # The session for any shape gives its memory back after each run: it would otherwise keep what the largest
@@ -224,8 +234,8 @@ class _Fixed:
             # A captured CUDA graph replays on the same addresses, so one call at a time may use them.
             dtype = np.uint8 if session.get_inputs()[0].type == "tensor(uint8)" else np.float32
             self._lock = Lock()
-            self._image = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cuda", 0)
-            self._restored = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cuda", 0)
+            self._image = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cuda", device_id)
+            self._restored = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cuda", device_id)
             self._binding = session.io_binding()
             self._binding.bind_ortvalue_input(INPUT, self._image)
             self._binding.bind_ortvalue_output(OUTPUT, self._restored)
@@ -239,6 +249,13 @@ class _Fixed:
             self._session.run_with_iobinding(self._binding)
             copied: NDArray[Any] = self._restored.numpy()
             return copied
+
+
+def _failure(error: Exception, provider: str, what: str) -> MemoryLimitError | ProviderError:
+    message = first_line(error)
+    if isinstance(error, MemoryError) or any(word in message.lower() for word in ("alloc", "out of memory")):
+        return MemoryLimitError(f"{provider} has too little memory: {message}")
+    return ProviderError(f"{provider} {what}: {message}")
 
 
 def _up(value: int, divisor: int) -> int:

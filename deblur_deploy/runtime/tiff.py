@@ -1,6 +1,6 @@
-"""The ICC profile of TIFF files, which OpenCV neither reads out nor writes.
+"""The ICC profile and the number of pages of TIFF files, which OpenCV neither reads out nor writes.
 
-Only the first directory is read; the tags to keep are written into a copy of it at the end of the file.  The
+The profile is the first directory's; the tags to keep are written into a copy of it at the end of the file.  The
 orientation is not among them: OpenCV always turns the pixels of a TIFF file as it says.
 """
 
@@ -36,6 +36,25 @@ def read_tags(data: bytes) -> dict[int, Entry]:
     return found
 
 
+def page_count(data: bytes) -> int:
+    """Pages of a TIFF file, previews not counted; 1 for anything else."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return 1
+    order = "<" if data.startswith(b"II") else ">"
+    pages, seen = 0, {0}
+    try:
+        (start,) = struct.unpack_from(order + "I", data, 4)
+        while start not in seen:
+            seen.add(start)
+            entries = _entries(data, order, start)
+            kinds = [struct.unpack_from(order + "I", data, at + 8)[0] for at in entries if _tag(data, order, at) == 254]
+            pages += not (kinds and kinds[0] & 1)
+            (start,) = struct.unpack_from(order + "I", data, entries.stop)
+    except struct.error:
+        pass
+    return max(1, pages)
+
+
 def with_tags(data: bytes, tags: dict[int, Entry]) -> bytes:
     """A little-endian TIFF file with ``tags`` added, or replaced, in its first directory."""
     if not tags or not data.startswith(b"II*\0"):
@@ -50,7 +69,13 @@ def with_tags(data: bytes, tags: dict[int, Entry]) -> bytes:
     return bytes(body + directory)
 
 
-def _entries(data: bytes, order: str) -> range:
-    (start,) = struct.unpack_from(order + "I", data, 4)
+def _tag(data: bytes, order: str, at: int) -> int:
+    tag: int = struct.unpack_from(order + "H", data, at)[0]
+    return tag
+
+
+def _entries(data: bytes, order: str, start: int | None = None) -> range:
+    if start is None:
+        (start,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, start)
     return range(start + 2, start + 2 + 12 * count, 12)

@@ -10,7 +10,7 @@ last tile reaches below or right of the image it is filled with the edge pixels,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,41 +47,48 @@ def plan_tiles(height: int, width: int, *, divisor: int, radius_px: int, max_pix
     smallest possible tile is taken instead.
     """
     margin = _up(radius_px, divisor)
-    best: tuple[float, Plan | None] = (inf, None)
+    # Pixels in all, then size and tiles along both axes; spans are made for the winner alone, there may be many.
+    best: tuple[int, int, int, int, int] | None = None
     tall, wide = _up(height, divisor), _up(width, divisor)
     for across in range(1, max(1, wide // divisor) + 1):
-        columns_px, columns = _spans(width, across, divisor, margin)
+        columns_px, columns = _tiles(wide, across, divisor, margin)
         most = max_pixels // columns_px // divisor * divisor
         if most >= tall:
-            rows_px, rows = _spans(height, 1, divisor, margin)
+            rows_px, rows = tall, 1
         elif most >= 2 * margin + divisor:
             # The fewest rows of tiles that fit, then the tiles no taller than these need.
-            rows_px, rows = _spans(height, ceil((tall - 2 * margin) / (most - 2 * margin)), divisor, margin)
+            rows_px, rows = _tiles(tall, ceil((tall - 2 * margin) / (most - 2 * margin)), divisor, margin)
         else:
             continue
-        plan = Plan(height=rows_px, width=columns_px, rows=rows, columns=columns)
-        if rows_px * columns_px <= max_pixels and plan.pixels < best[0]:
-            best = plan.pixels, plan
-        if columns_px <= 2 * margin + divisor or (best[1] and across > 4 * len(best[1].columns) + 8):
+        pixels = rows_px * columns_px * rows * columns
+        if rows_px * columns_px <= max_pixels and (best is None or pixels < best[0]):
+            best = pixels, rows_px, columns_px, rows, columns
+        if columns_px <= 2 * margin + divisor or (best and across > 4 * best[4] + 8):
             break
-    if best[1] is not None:
-        return best[1]
-    rows_px, rows = _spans(height, tall // divisor, divisor, margin)
-    columns_px, columns = _spans(width, wide // divisor, divisor, margin)
-    return Plan(height=rows_px, width=columns_px, rows=rows, columns=columns)
+    if best:
+        _, rows_px, columns_px, _, _ = best
+    else:
+        rows_px, columns_px = (_tiles(padded, padded // divisor, divisor, margin)[0] for padded in (tall, wide))
+    return Plan(
+        height=rows_px,
+        width=columns_px,
+        rows=_spans(height, tall, rows_px, margin),
+        columns=_spans(width, wide, columns_px, margin),
+    )
 
 
 def _up(value: int, divisor: int) -> int:
     return -(-value // divisor) * divisor
 
 
-def _spans(length: int, count: int, divisor: int, margin: int) -> tuple[int, tuple[Span, ...]]:
-    """At most ``count`` spans of one size over ``length``; the size is a multiple of the divisor."""
-    padded = _up(length, divisor)
-    if count == 1:
-        return padded, (Span(start=0, keep=slice(0, length), place=slice(0, length)),)
+def _tiles(padded: int, count: int, divisor: int, margin: int) -> tuple[int, int]:
+    """Size, a multiple of the divisor, and number of at most ``count`` tiles over ``padded``."""
     # Inner borders cost a margin on both of their sides, outer ones none.
-    size = min(padded, max(_up(ceil((padded + 2 * margin * (count - 1)) / count), divisor), 2 * margin + divisor))
+    size = max(_up(ceil((padded + 2 * margin * (count - 1)) / count), divisor), 2 * margin + divisor)
+    return (size, 1 + ceil((padded - size) / (size - 2 * margin))) if size < padded else (padded, 1)
+
+
+def _spans(length: int, padded: int, size: int, margin: int) -> tuple[Span, ...]:
     spans = []
     done = 0
     while done < length:
@@ -89,4 +96,4 @@ def _spans(length: int, count: int, divisor: int, margin: int) -> tuple[int, tup
         end = length if start + size >= padded else start + size - margin
         spans.append(Span(start=start, keep=slice(done - start, end - start), place=slice(done, end)))
         done = end
-    return size, tuple(spans)
+    return tuple(spans)

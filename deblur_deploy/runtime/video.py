@@ -7,6 +7,7 @@ carried over; only the pixels are new.  The result is written beside its final p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deblur_deploy.errors import InputError, MissingExtraError
+from deblur_deploy.errors import InputError, MissingExtraError, OutputError
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.runtime.media import MAX_PIXELS
 from deblur_deploy.runtime.streams import overlapped
@@ -64,55 +65,63 @@ def restore_video(
     """
     existing(source, kind="file")
     with writing_file(target) as temporary:
-        try:
+        with _opened(source) as container:
+            stream = _video_stream(container, source)
+            if stream.width * stream.height > max_pixels:
+                limit = f"the limit of {max_pixels / 1e6:.0f} megapixels"
+                raise InputError(f"{source} states {stream.width}x{stream.height} pixels a frame, more than {limit}")
             rotation = _rotation(source)
-            with _opened(source) as container:
-                stream = _video_stream(container, source)
-                if stream.width * stream.height > max_pixels:
-                    limit = f"the limit of {max_pixels / 1e6:.0f} megapixels"
-                    raise InputError(
-                        f"{source} states {stream.width}x{stream.height} pixels a frame, more than {limit}"
-                    )
+            try:
                 with av.open(str(temporary), "w") as output:
-                    count = _restore_streams(container, stream, output, rotation, restore, on_frame)
-        except (av.error.FFmpegError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{source} cannot be restored as a video: {error}") from None
+                    count = _restore_streams(source, container, stream, output, rotation, restore, on_frame)
+            except av.error.FFmpegError as error:
+                # What goes wrong in reading is an InputError by now.
+                raise OutputError(f"cannot write {target}: {error}; nothing was left behind") from None
         if not count:
             raise InputError(f"{source} has no frames that can be decoded")
     return count
 
 
 def _restore_streams(
-    container: Any, stream: Any, output: Any, rotation: int, restore: Any, on_frame: Callable[[], object]
+    source: Path,
+    container: Any,
+    stream: Any,
+    output: Any,
+    rotation: int,
+    restore: Callable[[NDArray[Any]], NDArray[Any]],
+    on_frame: Callable[[], object],
 ) -> int:
-    encoder = _add_encoder(output, stream)
+    try:
+        encoder = _add_encoder(output, stream)
+        others = {other.index: _add_copy(output, other) for other in container.streams if _is_copied(other)}
+    except ValueError as error:  # a codec that is not in this build, or that the container cannot hold
+        raise OutputError(f"the streams of {source} cannot be written as {output.format.name}: {error}") from None
     if rotation:
         encoder.set_display_rotation(rotation)
-    others = {other.index: output.add_stream_from_template(other) for other in container.streams if _is_copied(other)}
     output.metadata.update(container.metadata)
     deep = any(component.bits > 8 for component in stream.codec_context.format.components)
     read, write = VideoReformatter(), VideoReformatter()
     count = 0
 
     def pieces() -> Iterator[Any]:
-        for packet in container.demux(stream, *(container.streams[index] for index in others)):
-            if packet.stream is stream:
-                for frame in packet.decode():
-                    if (frame.width, frame.height) != (stream.width, stream.height):
-                        raise InputError("its frames change their size")
-                    yield frame
-            elif packet.dts is not None:
-                yield packet
+        with _reading(source):
+            for packet in container.demux(stream, *(container.streams[index] for index in others)):
+                if packet.stream is stream:
+                    for frame in packet.decode():
+                        if (frame.width, frame.height) != (stream.width, stream.height):
+                            raise InputError(f"{source} cannot be restored: its frames change their size")
+                        yield frame
+                elif packet.dts is not None:
+                    yield packet
 
     def work(piece: Any) -> Any:
         if not isinstance(piece, av.VideoFrame):
             return piece
-        rgb = read.reformat(piece, format="rgb48le" if deep else "rgb24", **_from(piece))
-        restored = av.VideoFrame.from_ndarray(
-            np.ascontiguousarray(restore(rgb.to_ndarray())), format="rgb48le" if deep else "rgb24"
-        )
+        with _reading(source):
+            rgb = read.reformat(piece, format="rgb48le" if deep else "rgb24", **_from(piece)).to_ndarray()
+        restored = av.VideoFrame.from_ndarray(np.ascontiguousarray(restore(rgb)), format="rgb48le" if deep else "rgb24")
+        # Both ways with one matrix: what no frame states would be taken for BT.601.
+        restored.colorspace = piece.colorspace
         frame = write.reformat(restored, format=encoder.codec_context.pix_fmt, **_to(piece))
         frame.pts, frame.time_base = piece.pts, stream.time_base
         frame.color_range, frame.colorspace = piece.color_range, piece.colorspace
@@ -151,9 +160,16 @@ def _add_encoder(output: Any, stream: Any) -> Any:
     return encoder
 
 
+def _add_copy(output: Any, other: Any) -> Any:
+    copy = output.add_stream_from_template(other)
+    copy.metadata.update(other.metadata)
+    copy.disposition = int(other.disposition)
+    return copy
+
+
 def _rotation(path: Path) -> int:
     # Only frames tell it, and the header is written before the first of them is restored.
-    with _opened(path) as container:
+    with _opened(path) as container, _reading(path):
         frame = next(container.decode(_video_stream(container, path)), None)
         return 0 if frame is None else int(frame.rotation)
 
@@ -168,6 +184,14 @@ def _from(frame: Any) -> dict[str, Any]:
 
 def _to(frame: Any) -> dict[str, Any]:
     return {"src_color_range": ColorRange.JPEG, "dst_color_range": frame.color_range or ColorRange.MPEG}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise InputError(f"{path} cannot be restored as a video: {error}") from None
 
 
 def _opened(path: Path) -> Any:
