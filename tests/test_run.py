@@ -199,7 +199,12 @@ def test_leftovers_of_a_killed_run_go(
 def test_limits_are_finite(
     monkeypatch: pytest.MonkeyPatch, photos: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        deblur_run(monkeypatch, photos, option, value)
-    assert caught.value.code == common.USER_ERROR
+    assert deblur_run(monkeypatch, photos, option, value) == common.USER_ERROR
     assert option[2:] in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, photos: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert deblur_run(monkeypatch, photos, "--out", "/proc/none", "--model", bundle) == common.USER_ERROR
+    assert "cannot write to /proc/none" in capsys.readouterr().err

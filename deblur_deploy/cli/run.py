@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
 from deblur_deploy.runtime.engine import DeblurEngine
@@ -130,6 +131,10 @@ def run(config: RunConfig, console: Console) -> int:
         threads=config.threads,
         max_memory_mb=config.max_memory_mb,
     ) as engine:
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write to {config.out}: {error.strerror}; choose another --out") from None
         console.print(str(engine.receipt), highlight=False, soft_wrap=True)
         failed = _restore_images(engine, images, config, console) if images else 0
         failed += sum(not _restore_video(engine, job, config, console) for job in videos)
@@ -233,7 +238,7 @@ def doctor(config: RunConfig, console: Console) -> int:
 
 def command(argv: Sequence[str] | None) -> int:
     """Parse and run; returns the exit status."""
-    config = tyro.cli(RunConfig, prog="deblur-run", args=argv)
+    config = parse_arguments(RunConfig, "deblur-run", argv)
     # What OpenCV would say about a damaged file, our own line says.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return doctor(config, Console()) if config.doctor else run(config, Console(stderr=True))
