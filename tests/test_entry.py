@@ -11,7 +11,9 @@ import pytest
 SCRIPTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
 
 
-@pytest.mark.parametrize(("command", "missing"), [("export", "torch"), ("train", "accelerate"), ("run", "cv2")])
+@pytest.mark.parametrize(
+    ("command", "missing"), [("export", "torch"), ("train", "accelerate"), ("run", "cv2"), ("bench", "skimage")]
+)
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(command, missing):
     code = (
         f"import sys; sys.modules[{missing!r}] = None\nfrom deblur_deploy.cli import entry; sys.exit(entry.{command}())"

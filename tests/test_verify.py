@@ -7,8 +7,10 @@ import pytest
 
 from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.pipeline import verify as verify_module
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.verify import VerifyConfig, compare_with_torch, usable, verify
+from deblur_deploy.runtime.engine import DeblurEngine
 from tests.photos import photo
 from tests.small import RECIPE, unet
 
@@ -62,6 +64,20 @@ def test_a_variant_that_lost_too_much_is_named(fp32, tmp_path):
 def test_a_provider_that_cannot_run_a_variant_is_named(fp32):
     with pytest.raises(VerificationError, match="fp32 does not run on cuda"):
         verify([fp32], PAIRS, RECIPE.verify, ["cuda"])
+
+
+def test_a_provider_with_another_result_than_the_cpu_is_found_though_it_be_the_only_one(fp32, monkeypatch):
+    class Wrong(DeblurEngine):
+        def __init__(self, model, provider="cpu"):
+            super().__init__(model, "cpu")
+            self.wrong = provider != "cpu"
+
+        def __call__(self, image):
+            return 255 - super().__call__(image) if self.wrong else super().__call__(image)
+
+    monkeypatch.setattr(verify_module, "DeblurEngine", Wrong)
+    with pytest.raises(VerificationError, match=r"fp32 on openvino is .* dB from its result on the CPU"):
+        verify([fp32], PAIRS, RECIPE.verify, ["openvino"])
 
 
 def test_a_provider_that_was_not_asked_for_is_left_out(fp32):

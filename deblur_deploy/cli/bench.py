@@ -20,19 +20,14 @@ from rich.table import Table
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.errors import DeblurError, InputError, MissingExtraError
-from deblur_deploy.files import writing_file
-from deblur_deploy.shipped import DEFAULT_BUNDLE
-
-try:
-    from deblur_deploy.evaluation import bench, record, views
-    from deblur_deploy.evaluation.compare import caveats, compare_records
-    from deblur_deploy.evaluation.page import Page, pictures_of, write_page
-except ImportError as error:
-    raise MissingExtraError(f"{error.name} is not installed; pip install 'deblur-deploy[cpu,evaluate]'") from None
-
+from deblur_deploy.evaluation import bench, record, views
+from deblur_deploy.evaluation.compare import caveats, compare_records
+from deblur_deploy.evaluation.page import Page, pictures_of, write_page
 from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.files import writing_file
 from deblur_deploy.runtime.providers import AUTO, find
 from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 

@@ -16,7 +16,7 @@ def _script(name: str) -> Callable[[], int]:
         try:
             module = import_module(f"deblur_deploy.cli.{name}")
         except ImportError as error:
-            missing = error.name or error
+            missing = (error.name or str(error)).partition(".")[0]
             sys.stderr.write(
                 f"deblur-{name}: {missing} is not installed; pip install 'deblur-deploy[{_EXTRAS[name]}]'\n"
             )

@@ -127,7 +127,7 @@ def build_bundle(
 
 
 def _wished(recipe: Recipe) -> list[str]:
-    """Providers to verify on, the CPU first: its results are what the others are compared with.
+    """Providers to verify on, the CPU first.
 
     Raises InputError or ProviderError for one that the recipe names and that is unknown or absent.
     """
