@@ -8,8 +8,7 @@ import msgspec
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.files import existing
-from deblur_deploy.pipeline.quantize import Int8Config
-from deblur_deploy.pipeline.verify import VerifyConfig
+from deblur_deploy.pipeline.config import Int8Config, VerifyConfig
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
