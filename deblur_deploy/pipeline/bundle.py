@@ -85,7 +85,7 @@ def build_bundle(
             **facts,
             **compared.record,
             "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
-            "machine": machine(),
+            "machine": _machine(),
             "versions": package_versions(),
         }
         pages = build.report(summary, results, shown=build.artifacts(quantized)[0])
@@ -101,7 +101,6 @@ def build_bundle(
         }
         text = json.dumps(manifest, indent=2, allow_nan=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        stages.cache.shrink()
     return results
 
 
@@ -209,7 +208,7 @@ class _Build:
                 code=(_VERIFY, _PHOTOS),
                 inputs={artifact.path.name: artifact.sha256 for artifact in artifacts} | {"pairs": self.pairs.digest},
                 config=_some(wish, "width_px", "height_px", "rounds"),
-                environment={**package_versions(), **machine()},
+                environment={**package_versions(), **_machine()},
             )
         except ProviderError as error:
             self.stages.on_progress(f"{provider} is left out: {error}")
@@ -235,10 +234,13 @@ class _Build:
         )
 
 
+_machine = cache(machine)  # it asks other programs, and every stage asks it
+
+
 def _computing() -> Record:
     """What decides the numbers that a model gives: libraries, and the processor's instructions."""
     packages = versions("onnx", "onnxruntime", "onnxruntime-gpu", "torch")
-    return {**DECODERS, **packages, "processor": machine()["processor"], "instructions": machine()["instructions"]}
+    return {**DECODERS, **packages, **{name: _machine()[name] for name in ("processor", "instructions")}}
 
 
 def _templates() -> Record:

@@ -125,10 +125,10 @@ class Cache:
 
     def shrink(self) -> None:
         """Remove entries until the rest fits, those that were not used for longest first."""
-        folders = sorted((path.stat().st_mtime, path) for path in self.folder.iterdir() if path.is_dir())
-        sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for _, path in folders}
+        used = sorted((_used(path), path) for path in self.folder.iterdir() if path.is_dir())
+        sizes = {path: _size(path) for _, path in used}
         total = sum(sizes.values())
-        for _, path in folders:
+        for _, path in used:
             if total <= self.max_bytes:
                 return
             try:
@@ -164,3 +164,18 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DamagedError(f"{path.name}: {error.strerror}") from None
+
+
+def _used(path: Path) -> float:
+    return _stat(path).st_mtime
+
+
+def _size(folder: Path) -> int:
+    return sum(_stat(path).st_size for path in folder.rglob("*"))
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError:  # another run has just removed it
+        return os.stat_result([0] * 10)

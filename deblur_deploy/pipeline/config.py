@@ -54,6 +54,11 @@ class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name, most in (("fp16_max_drop_db", 100), ("int8_max_drop_db", 100), ("max_differing", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {most}")
-        for name, least in (("random_sizes", 0), ("width_px", 1), ("height_px", 1), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        for name, least, last in (
+            ("random_sizes", 0, 1000),
+            ("width_px", 1, 16384),
+            ("height_px", 1, 16384),
+            ("rounds", 1, 1000),
+        ):
+            if not least <= getattr(self, name) <= last:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} to {last}")

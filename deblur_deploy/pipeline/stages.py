@@ -69,7 +69,7 @@ class Stages:
     ) -> Done:
         """The result of ``make(folder)``, which is called only if the cache does not hold it.
 
-        ``name`` is unique in the run; ``code`` names the modules whose source, with all that they import of ours,
+        ``make`` writes files, not folders; ``code`` names the modules whose source, with all that they import of ours,
         decides the result; ``inputs`` are hashes of all that ``make`` reads.  A stage that ``resumes`` finds in its
         folder what an unfinished run of it left there, and itself removes what is not for the result.
 
@@ -83,7 +83,7 @@ class Stages:
             "environment": dict(environment or {}),
         }
         key = digest(about)
-        target = self.work / name.replace(" ", "-")
+        target = self.work / key
         with self.cache.locked(key, lambda: self.on_progress(f"{name}: another run is at it; waiting")):
             entry, cached = self._taken(name, key, target), True
             if entry is None:
@@ -126,6 +126,7 @@ class Stages:
                 seconds=round(time.perf_counter() - start, 2),
             )
             self.cache.put(key, entry)
+            self.cache.shrink()
         except BaseException as error:
             if not resumes:
                 self.cache.drop(key)
@@ -178,12 +179,20 @@ def source_hash(module: str) -> str:
         if not path.is_file():  # a package, or a name inside of a module
             continue
         found[name] = path.read_bytes()
-        for node in ast.walk(ast.parse(found[name])):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        waiting += _imports(found[name])
     whole = hashlib.sha256()
     for name in sorted(found):
         whole.update(f"{name} {len(found[name])}\n".encode() + found[name])
     return whole.hexdigest()
+
+
+@cache
+def _imports(source: bytes) -> list[str]:
+    """Names of the modules that ``source`` imports, and of what it takes from them, which may be modules too."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
