@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from deblur_deploy import DeblurEngine, DeblurError
 from deblur_deploy.errors import InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
 from deblur_deploy.runtime import engine as engine_module
+from deblur_deploy.runtime import session as session_module
 from deblur_deploy.runtime import sessions as sessions_module
 from deblur_deploy.runtime.media import read_image
 from deblur_deploy.runtime.pixels import Layout
+from deblur_deploy.runtime.restoring import plan_for
 from tests import tiny
 from tests.conftest import noise
 
@@ -141,7 +143,7 @@ def _cached(bundle: Path, precision: str, memory: float | None) -> DeblurEngine:
 def test_a_memory_limit_really_makes_tiles(bundle: Path) -> None:
     engine = _cached(bundle, "fp32", 0.6)
     assert engine._main is not None
-    plan = engine._plan(engine._main, (150, 150, 3), engine._max_pixels(engine._main, noise(150, 150, 3)))
+    plan = plan_for(engine._main, noise(150, 150, 3), budget=engine._budget)
     assert len(plan.rows) * len(plan.columns) >= 4
 
 
@@ -232,7 +234,7 @@ def test_context_manager_closes(bundle: Path) -> None:
 def test_auto_takes_the_fastest_within_the_budget(bundle: Path) -> None:
     receipt = DeblurEngine(bundle, "cpu").receipt
     assert (receipt.variant, receipt.effective_precision, receipt.provider) == ("int8", "int8", "cpu")
-    assert receipt.convolutions == {"cpu": 1.0}
+    assert receipt.macs == {"cpu": 1.0}
     assert sum(receipt.nodes.values()) == pytest.approx(1)
     assert receipt.load_ms > 0
     assert receipt.versions["onnxruntime"] == ort.__version__
@@ -334,7 +336,7 @@ def test_many_shapes_from_many_threads_are_counted(bundle: Path, monkeypatch: py
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda i: sessions._runner((1, i, i % 7, 3), False), range(20_000)))
+            found = list(pool.map(lambda i: sessions._session((1, i, i % 7, 3), False), range(20_000)))
     finally:
         sys.setswitchinterval(switch)
     assert set(found) == {sessions._any}
@@ -344,10 +346,10 @@ def test_many_shapes_from_many_threads_are_counted(bundle: Path, monkeypatch: py
 def test_the_session_used_last_is_kept(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = DeblurEngine(bundle, "cpu", "fp32")._main
     assert sessions is not None
-    monkeypatch.setattr(sessions, "_create", lambda shape: sessions._any._session)
+    monkeypatch.setattr(sessions, "_create", lambda shape: sessions._any)
     shapes = [(1, 8, 8 + i, 3) for i in range(sessions_module.MAX_FIXED + 1)]
     for shape in (*shapes[:-1], shapes[0], shapes[-1]):
-        sessions._runner(shape, True)
+        sessions._session(shape, True)
     assert shapes[0] in sessions._fixed
     assert shapes[1] not in sessions._fixed
 
@@ -373,7 +375,7 @@ def test_out_of_memory_on_loading_is_told_as_such(bundle: Path, monkeypatch: pyt
             return session(data, options, providers, **rest)  # the reading of the contract
         raise RuntimeError("Failed to allocate memory for requested buffer")
 
-    monkeypatch.setattr(sessions_module.ort, "InferenceSession", fail)
+    monkeypatch.setattr(session_module.ort, "InferenceSession", fail)
     with pytest.raises(MemoryLimitError, match="too little memory"):
         DeblurEngine(bundle, "cpu")
 

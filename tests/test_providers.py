@@ -65,7 +65,7 @@ def test_a_failing_run_is_not_repeated_on_the_cpu(bundle: Path, monkeypatch: pyt
         def run(self, *_: object) -> list[np.ndarray]:
             raise RuntimeError("EP Error: first\nsecond line")
 
-    monkeypatch.setattr(engine._main._any, "_session", Broken())
+    monkeypatch.setattr(engine._main._any, "bare", Broken())
     with pytest.raises(ProviderError, match=r"cpu failed on .*first$"):
         engine(noise(9, 9, 3))
 
@@ -143,8 +143,8 @@ def test_engines_without_a_thread_count_take_turns(bundle: Path) -> None:
     first, second = DeblurEngine(bundle, "cpu"), DeblurEngine(bundle, "cpu", threads=1)
     assert first._main is not None
     assert second._main is not None
-    assert first._main._shared
-    assert not second._main._shared
+    assert first._main._turn is sessions._turn
+    assert second._main._turn is not sessions._turn
 
 
 @pytest.mark.parametrize("lines", ["import deblur_deploy", "import deblur_deploy.runtime.engine"])
@@ -159,7 +159,7 @@ def test_nothing_is_printed(bundle: Path, lines: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "auto"])
 def test_cuda_runs_and_agrees(bundle: Path, precision: str) -> None:
     engine, image = DeblurEngine(bundle, "cuda", precision), noise(64, 96, 3)
-    assert engine.receipt.convolutions["cuda"] == 1
+    assert engine.receipt.macs["cuda"] == 1
     expected = DeblurEngine(bundle, "cpu", "fp32")(image).astype(int)
     for _ in range(4):
         assert np.abs(engine(image) - expected).max() <= (1 if precision == "fp32" else 4)

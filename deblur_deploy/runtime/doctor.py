@@ -118,11 +118,11 @@ def _model(model: str | Path | None) -> list[Finding]:
     try:
         with DeblurEngine(model) as engine:
             found = [Finding(topic="model", text=str(engine.receipt))]
-            share = engine.receipt.convolutions.get(engine.receipt.provider, 0.0)
+            share = engine.receipt.macs.get(engine.receipt.provider, 0.0)
     except DeblurError as error:
         return [Finding(topic="model", text=str(error), mend=_model_mend(str(error)))]
     if share < 1:
-        elsewhere = f"{1 - share:.0%} of the convolutions run elsewhere"
+        elsewhere = f"{1 - share:.0%} of the multiply-accumulates run elsewhere"
         found.append(Finding(topic="model", text=elsewhere, mend="deblur-run --provider cpu to compare"))
     return found
 

@@ -253,15 +253,21 @@ def processor() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
-def _nvidia(number: int) -> str:
-    # CUDA's order of several models is not the driver's, so only a model that all of them are is told.
-    models = set()
-    for about in Path("/proc/driver/nvidia/gpus").glob("*/information"):
+def gpu_models() -> list[str]:
+    """Names of the NVIDIA GPUs of this machine, as their driver tells them."""
+    models = []
+    for about in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         try:
             lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             continue
-        models |= {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return models
+
+
+def _nvidia(number: int) -> str:
+    # CUDA's order of several models is not the driver's, so only a model that all of them are is told.
+    models = set(gpu_models())
     return models.pop() if len(models) == 1 else f"GPU {number}"
 
 
