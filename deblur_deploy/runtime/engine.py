@@ -242,7 +242,7 @@ class DeblurEngine:
             warm_up_ms=sessions.warm_up_ms,
             versions=versions(sessions.provider),
             skipped=dict(self._skipped),
-            tuned=self._tuned and self._tuned.date,
+            tuned=self._tuned.date if self._tuned else None,
         )
 
     def _restore(self, sessions: Sessions, layout: Layout, rgb: Array) -> Array:

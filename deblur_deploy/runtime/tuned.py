@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deblur_deploy import __version__
+from deblur_deploy.errors import OutputError
 from deblur_deploy.files import sha256, writing_file
 from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.runtime.providers import gpu_models, processor
@@ -43,13 +44,13 @@ class Tuned:
     """When it was measured, by ISO 8601."""
 
     def __post_init__(self) -> None:
-        kinds = {"variant": str, "provider": str, "threads": int, "fixed": bool, "tile_pixels": int, "date": str}
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            if value is None and name in ("threads", "tile_pixels"):
-                continue
-            if type(value) is not kind or (kind is int and value < 1):
-                raise ValueError(f"{name} is {value!r}; allowed: {kind.__name__}, and numbers from 1")
+        if not all(isinstance(value, str) for value in (self.variant, self.provider, self.date)):
+            raise ValueError("variant, provider and date must be text")
+        if not isinstance(self.fixed, bool):
+            raise ValueError(f"fixed is {self.fixed!r}; allowed: true, false")
+        for name, value in (("threads", self.threads), ("tile_pixels", self.tile_pixels)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} is {value!r}; allowed: none, or a whole number from 1")
 
 
 def cache_folder() -> Path:
@@ -67,7 +68,7 @@ def load(model: Path) -> Tuned | None:
     """The choice that was kept for ``model`` (a bundle folder or a file) here; None if there is none that holds."""
     try:
         key = _key(model)
-        with _path(key).open("rb") as file:
+        with _path(key, cache_folder()).open("rb") as file:
             kept = json.loads(file.read(_MOST_BYTES))
         if kept["schema"] != SCHEMA or kept["key"] != key:
             return None
@@ -76,10 +77,13 @@ def load(model: Path) -> Tuned | None:
         return None
 
 
-def save(model: Path, tuned: Tuned) -> Path:
-    """Keep a choice, whole or not at all; returns the file.  Raises OutputError."""
+def save(model: Path, tuned: Tuned, folder: Path | None = None) -> Path:
+    """Keep a choice, whole or not at all, in ``folder`` or the cache; returns the file.  Raises OutputError."""
     key = _key(model)
-    path = _path(key)
+    try:
+        path = _path(key, folder or cache_folder())
+    except RuntimeError as error:
+        raise OutputError(f"there is no place for a cache ({error}); set DEBLUR_CACHE to a folder") from None
     with writing_file(path) as temporary:
         temporary.write_text(
             json.dumps({"schema": SCHEMA, "key": key, "tuned": asdict(tuned)}, indent=1) + "\n", encoding="utf-8"
@@ -107,6 +111,6 @@ def _key(model: Path) -> dict[str, Any]:
     }
 
 
-def _path(key: dict[str, Any]) -> Path:
+def _path(key: dict[str, Any], folder: Path) -> Path:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "tuned" / f"{name[:32]}.json"
+    return folder / "tuned" / f"{name[:32]}.json"
