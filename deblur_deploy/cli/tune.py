@@ -33,7 +33,7 @@ def run(models: Sequence[Path], *, providers: Sequence[str], budget_s: float, co
         best = f"{describe(outcome.best)}, on {outcome.best.provider}"
         out.print(
             f"{model.name}: {best}; {outcome.faster:.2f} times as fast as the engine's own choice\n"
-            f"kept in {path}: DeblurEngine({str(model) if models else ''!r}) uses it where nothing else is asked for",
+            f"kept in {path}: DeblurEngine({repr(str(model)) if models else ''}) uses it unless told otherwise",
             highlight=False,
             markup=False,
             soft_wrap=True,

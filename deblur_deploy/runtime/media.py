@@ -5,6 +5,7 @@ Pixels stay turned as the file stores them and the EXIF orientation stays with t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -54,6 +55,11 @@ class Photo:
     def with_pixels(self, pixels: NDArray[Any]) -> Photo:
         """The same metadata with other pixels."""
         return replace(self, pixels=pixels)
+
+
+def is_stream(name: str) -> bool:
+    """Whether ``name`` is ``camera:NUMBER`` or a URL, and not a path."""
+    return re.fullmatch(r"camera:\d+|[a-z][a-z0-9+.-]+://.+", name, re.IGNORECASE | re.DOTALL) is not None
 
 
 def list_images(folder: Path) -> list[Path]:
