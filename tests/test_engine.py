@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -387,3 +389,76 @@ def test_the_receipt_for_floats_is_their_own(bundle: Path) -> None:
     assert engine.float_receipt is not None
     assert (engine.float_receipt.variant, engine.float_receipt.effective_precision) == ("float", "fp32")
     assert engine.receipt.effective_precision == "int8"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("EP Error: kernel\nsecond line"), MemoryError("none left")])
+def test_a_compiled_shape_that_cannot_run_falls_back_once(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    engine, image = DeblurEngine(bundle, "cpu", "fp32"), noise(31, 33, 3)
+    sessions = engine._main
+    assert sessions is not None
+    create, made = sessions._create, []
+
+    def broken(shape: tuple[int, ...]) -> object:
+        made.append(create(shape))
+
+        def run(*_: object) -> None:
+            raise error
+
+        made[-1].bare = SimpleNamespace(run=run)
+        return made[-1]
+
+    monkeypatch.setattr(sessions, "_create", broken)
+    expected = bare(bundle, image)
+    np.testing.assert_array_equal(engine(image), expected)
+    with pytest.warns(RuntimeWarning, match=r"shape \(1, 31, 33, 3\) is not compiled: cpu") as caught:
+        np.testing.assert_array_equal(engine(image), expected)
+    assert len(caught) == 1
+    for _ in range(20):  # without a further word, and without trying again
+        np.testing.assert_array_equal(engine(image), expected)
+    assert len(made) == 1
+    assert not sessions._fixed
+
+
+def test_a_compiled_shape_that_has_run_fails_as_itself(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, image = DeblurEngine(bundle, "cpu", "fp32"), noise(31, 33, 3)
+    for _ in range(3):
+        engine(image)
+    assert engine._main is not None
+    (session,) = engine._main._fixed.values()
+
+    def run(*_: object) -> None:
+        raise RuntimeError("the device was lost")
+
+    monkeypatch.setattr(session, "bare", SimpleNamespace(run=run))
+    with pytest.raises(ProviderError, match="the device was lost"):
+        engine(image)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_however_large_the_image(bundle: Path) -> None:
+    """A view of one small image, so that only the engine and the result take memory; each size in its own process."""
+    code = """if True:
+        import numpy as np
+        from pathlib import Path
+        from deblur_deploy import DeblurEngine
+        def peak():
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+        engine = DeblurEngine(BUNDLE, "cpu", "int8", threads=1, max_memory_mb=16)
+        engine(np.zeros((64, 64, 3), np.uint8))
+        row = np.random.default_rng(0).integers(0, 256, (1, 2000, 3), np.uint8)
+        before = peak()
+        result = engine(np.broadcast_to(row, (HEIGHT, 2000, 3)))
+        assert (result[400] == result[HEIGHT - 400]).all()
+        print(peak() - before - result.nbytes / 2**20)
+    """
+    more_mb = []
+    for height in (1000, 8000):  # 2 and 16 megapixels
+        script = code.replace("BUNDLE", repr(str(bundle))).replace("HEIGHT", str(height))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        more_mb.append(float(done.stdout))
+    assert abs(more_mb[1] - more_mb[0]) < 8
+    assert max(more_mb) < 64
