@@ -64,6 +64,18 @@ def test_a_colour_profile_is_kept(tmp_path: Path, suffix: str) -> None:
     assert dict(media.read_photo(path).metadata)[cv2.IMAGE_METADATA_ICCP] == ICC
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_a_real_profile_is_kept(tmp_path: Path, suffix: str) -> None:
+    cms = pytest.importorskip("PIL.ImageCms")
+    pil = pytest.importorskip("PIL.Image")
+    profile = cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes()
+    pil.fromarray(noise(20, 30, 3)).save(tmp_path / f"a{suffix}", icc_profile=profile)
+    photo = media.read_photo(tmp_path / f"a{suffix}")
+    media.write_photo(tmp_path / f"b{suffix}", photo)
+    with pil.open(tmp_path / f"b{suffix}") as image:
+        assert image.info["icc_profile"] == profile
+
+
 def test_tiff_keeps_its_profile(tmp_path: Path) -> None:
     tags = {34675: (7, len(ICC), ICC)}
     media.write_photo(tmp_path / "a.tif", media.Photo(pixels=noise(20, 30, 3), tiff_tags=tags))

@@ -86,21 +86,25 @@ _WHEELS = {"onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntim
 
 def _providers(model: str | Path | None) -> list[Finding]:
     found = []
-    nvidia = Path("/proc/driver/nvidia/version").exists()
     for name in providers.AUTO:
         try:
             provider = providers.find(name)
             present = "present" if _runs(model, name) else "installed, not tried for want of a model"
         except ProviderError as error:
             text, _, advice = str(error).partition("; install it: ")
-            # Where there is no such hardware there is nothing to mend.
-            needed = advice and (name != "cuda" or nvidia)
-            found.append(Finding(topic=name, text=text, mend=advice if needed else None))
+            if name == "cuda":
+                # Where there is no such hardware there is nothing to mend; where there is, its libraries are absent.
+                advice = providers.install("cuda") if _nvidia_driver() else ""
+            found.append(Finding(topic=name, text=text, mend=advice or None))
         else:
             bf16 = ", bf16" if provider.native_bf16 else ""
             version = f", plugin {provider.version}" if provider.plugin_device is not None else ""
             found.append(Finding(topic=name, text=f"{present}: {provider.device}{bf16}{version}"))
     return found
+
+
+def _nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()
 
 
 def _runs(model: str | Path | None, provider: str) -> bool:

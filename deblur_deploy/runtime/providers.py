@@ -234,9 +234,15 @@ def _plugin(short: str, ort_name: str, wanted: str) -> Provider:
     )
 
 
-def _advice(short: str) -> str:
+def install(short: str) -> str:
+    """The command that installs a provider; empty where there is none."""
     package = _PACKAGES.get(short)
-    return f"; install it: pip install '{package}'" if package else "; it needs another build of onnxruntime"
+    return f"pip install '{package}'" if package else ""
+
+
+def _advice(short: str) -> str:
+    command = install(short)
+    return f"; install it: {command}" if command else "; it needs another build of onnxruntime"
 
 
 def _cpuinfo() -> dict[str, str]:
