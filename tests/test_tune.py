@@ -183,9 +183,9 @@ def test_every_file_within_the_budget_is_tried_the_engines_own_first(bundle: Pat
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["variants"][1]["drop_db"] = 0.2  # fp16
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    cpu = find("cpu")
-    assert [choice.variant for choice in tune_module._files(folder, [cpu])] == ["int8", "fp32"]
-    assert [choice.variant for choice in tune_module._files(bundle / "fp16.onnx", [cpu])] == ["fp16"]
+    cpu = {"cpu": find("cpu")}
+    assert [choice.variant for choice in tune_module._files(folder, cpu)] == ["int8", "fp32"]
+    assert [choice.variant for choice in tune_module._files(bundle / "fp16.onnx", cpu)] == ["fp16"]
 
 
 @pytest.mark.slow

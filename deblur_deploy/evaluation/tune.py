@@ -11,7 +11,7 @@ A candidate is put before the engine as an app's engine will find it: as a choic
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +32,8 @@ from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tuned import Tuned
 from deblur_deploy.runtime.variants import choose_variant, within_budget
 
-SIZE, LARGE = (1280, 720), (4096, 3072)
-TILES = (2**20, 2**21, 2**22)
+SIZE, LARGE = (1280, 720), (3072, 2048)
+TILES = (2**20, 2**21)
 """Pixels of a tile; beside them memory alone decides."""
 
 
@@ -81,7 +81,7 @@ def tune(
         own = found[0].row.median_ms
         return won.choice, own / won.row.median_ms if own and won.row.median_ms else 1.0
 
-    best, by_file = fastest(_files(model, list(_present(providers))), size)
+    best, by_file = fastest(_files(model, _present(providers)), size)
     cores = usable_cores()
     threads = dict.fromkeys(n for n in (cores, cores // 2, cores // 4) if n) if best.threads else (None,)
     best, by_threads = fastest(
@@ -100,36 +100,38 @@ def candidate(model: str) -> Candidate:
     return Candidate(restore=engine, facts={"text": str(engine.receipt)})
 
 
-def _present(names: Sequence[str]) -> Iterable[Provider]:
+def _present(names: Sequence[str]) -> dict[str, Provider]:
+    found = {}
     for name in names or AUTO:
         try:
-            yield find(name)
+            found[name] = find(name)
         except ProviderError:
             if names:
                 raise
+    return found
 
 
-def _files(model: Path, providers: Sequence[Provider]) -> list[Tuned]:
+def _files(model: Path, providers: Mapping[str, Provider]) -> list[Tuned]:
     """Every file within the quality budget on every provider; what the engine would take comes first."""
     if model.is_dir():
         bundle = Bundle.read(model)
         names = [variant.name for variant in within_budget(bundle)]
-        own = {provider.name: choose_variant(bundle, provider, "auto").name for provider in providers}
+        own = {name: choose_variant(bundle, provider, "auto").name for name, provider in providers.items()}
     else:
         names = [existing(model, kind="file").stem]
-        own = {provider.name: names[0] for provider in providers}
+        own = dict.fromkeys(providers, names[0])
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return [
         Tuned(
-            variant=name,
-            provider=provider.name,
+            variant=variant,
+            provider=name,
             threads=usable_cores() if provider.kind == "CPU" else None,
             fixed=True,
             tile_pixels=None,
             date=date,
         )
-        for provider in providers
-        for name in sorted(names, key=lambda name: name != own[provider.name])
+        for name, provider in providers.items()
+        for variant in sorted(names, key=lambda variant: variant != own[name])
     ]
 
 

@@ -46,9 +46,8 @@ class DeblurEngine:
 
     Args:
         model: a bundle folder or one ``.onnx`` file that deblur-export wrote; None is the model that ships with us.
-        provider: ``auto`` tries cuda, openvino and cpu (with precision auto too, what deblur-bench --tune found best
-            here comes first); a named provider runs or raises.  ``openvino:gpu`` and
-            ``cuda:1`` name one device.
+        provider: ``auto`` tries cuda, openvino and cpu; a named provider runs or raises.  ``openvino:gpu`` and
+            ``cuda:1`` name one device.  With precision auto too, what ``deblur-bench --tune`` kept comes first.
         precision: ``auto`` is the fastest within 0.1 dB; or fp32, fp16, bf16 (OpenVINO), int8.
         threads: cores to use on the CPU; None is all that the process may use, and then engines take turns.
         max_memory_mb: larger images are cut into tiles; None decides by the free memory.
@@ -193,7 +192,7 @@ class DeblurEngine:
         what = "what was tuned" if name == "tuned" else f"provider {name}"
         warnings.warn(f"{what} is not used: {why}", RuntimeWarning, stacklevel=4)
 
-    def _open(self, provider: Provider, name: str | None = None) -> tuple[Sessions, str]:
+    def _open(self, provider: Provider, tuned: str | None = None) -> tuple[Sessions, str]:
         if isinstance(self._source, Path):
             sessions = self._sessions(_content(self._source), self._source, provider, self._precision)
             is_, wish = sessions.contract.precision, self._precision
@@ -201,12 +200,12 @@ class DeblurEngine:
                 raise ModelError(f"{self._source} is {is_}, not {wish}; leave precision at auto or load a bundle")
             variant = self._source.stem
         else:
-            tuned = next((variant for variant in within_budget(self._source) if variant.name == name), None)
-            chosen = tuned or choose_variant(self._source, provider, self._precision)
+            kept = (variant for variant in within_budget(self._source) if variant.name == tuned)
+            chosen = next(kept, None) or choose_variant(self._source, provider, self._precision)
             data = _verified(chosen.path, chosen.sha256)
             sessions, variant = self._sessions(data, chosen.path, provider, self._precision), chosen.name
-        if name not in (None, variant):
-            raise ModelError(f"{self._source.name} has no variant {name!r} within the quality budget")
+        if tuned not in (None, variant):
+            raise ModelError(f"{self._source.name} has no variant {tuned!r} within the quality budget")
         if self._precision == "bf16" and sessions.effective_precision != "bf16":
             raise ProviderError(
                 f"{provider.name} on {provider.device} cannot compute in bf16; use precision auto or fp32"
