@@ -143,7 +143,7 @@ def test_ctrl_c_finishes_the_file(
     [
         (["camera:99", "--out", "{out}.mkv"], "camera:99 cannot be opened"),
         (["http://127.0.0.1:9/x", "--out", "{out}.mkv"], "http://127.0.0.1:9/x cannot be opened"),
-        (["rtsp://me:secret@127.0.0.1:9/x", "--out", "{out}.mkv"], "rtsp://127.0.0.1:9/x cannot be opened"),
+        (["rtsp://me:s@secret@127.0.0.1:9/x", "--out", "{out}.mkv"], "rtsp://127.0.0.1:9/x cannot be opened"),
         (["file:///none.avi", "--out", "{out}.mkv"], "file:///none.avi cannot be opened"),
         (["strange://x", "--out", "{out}.mkv"], "strange://x cannot be opened"),
         (["camera:0", "--out", "{out}"], "such as live.mkv"),

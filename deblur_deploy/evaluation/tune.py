@@ -173,7 +173,7 @@ def _beats(row: Row, other: Row) -> bool:
 
 def describe(choice: Tuned) -> str:
     """A choice in words, without its provider."""
-    threads = f", {choice.threads} threads" if choice.threads else ""
+    threads = f", {choice.threads} thread{'s' if choice.threads > 1 else ''}" if choice.threads else ""
     shapes = "fixed shapes" if choice.fixed else "any shape"
     tiles = f", tiles of {choice.tile_pixels / 2**20:g} Mpx" if choice.tile_pixels else ""
     return f"{choice.variant}{threads}, {shapes}{tiles}"

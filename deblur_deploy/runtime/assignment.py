@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from deblur_deploy.contract import INPUT, OUTPUT
 from deblur_deploy.runtime.providers import NAMES
 
-_UNTOUCHED = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 _EVENT = "_kernel_time"
 
 
@@ -49,7 +48,7 @@ def assignment(session: ort.InferenceSession, data: bytes, image: NDArray[Any]) 
         name = short.get(part.ep_name, part.ep_name)
         for node in part.get_nodes():
             nodes[name] += 1
-            if node.op_type == "Conv":
+            if "Conv" in node.op_type:
                 convolutions.append((name, node.name))
     alone = len({provider for provider, _ in convolutions}) < 2
     return Assignment(
@@ -60,9 +59,9 @@ def assignment(session: ort.InferenceSession, data: bytes, image: NDArray[Any]) 
 def shares_of_macs(convolutions: Iterable[tuple[str, str]], macs: Mapping[str, float]) -> dict[str, float]:
     """Shares by provider of ``convolutions``, pairs of provider and node name, that cost ``macs`` by node name."""
     average = sum(macs.values()) / len(macs) if macs else 1.0
-    costs: Counter[str] = Counter()
+    costs: dict[str, float] = {}
     for provider, node in convolutions:
-        costs[provider] += macs.get(node, average)  # type: ignore[assignment]  # counts may be fractions
+        costs[provider] = costs.get(provider, 0.0) + macs.get(node, average)
     return _shares(costs)
 
 
@@ -70,7 +69,7 @@ def macs_by_node(data: bytes, image: NDArray[Any]) -> dict[str, float]:
     """Multiply-accumulates of every convolution of the file, by node name, for one run of ``image`` on the CPU."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = _UNTOUCHED
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "run")

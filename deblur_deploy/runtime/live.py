@@ -53,23 +53,19 @@ def record(
     ``restore`` gets and returns uint8 HxWx3 RGB.  Raises InputError if the source cannot be opened or has no frames,
     OutputError if the file cannot be written.
     """
-    shown = re.sub(r"//[^/@]*@", "//", source)  # messages end up in logs, passwords must not
+    shown = re.sub(r"//[^/]*@", "//", source)  # messages end up in logs, passwords must not
     if target.suffix.lower() not in VIDEO_SUFFIXES:
         known = ", ".join(sorted(VIDEO_SUFFIXES))
         raise OutputError(f"cannot write {target}: unknown video format; use one of {known}")
-    capture = _opened(source, shown)
-    try:
-        with writing_file(target) as temporary:
-            frames = _frames(capture, shown, seconds, stopped, max_pixels)
-            try:
-                with av.open(str(temporary), "w") as output:
-                    count = _write(output, target.suffix.lower(), frames, restore, on_frame)
-            except av.error.FFmpegError as error:
-                raise OutputError(f"cannot write {target}: {error}; nothing was left behind") from None
-            if not count:
-                raise InputError(f"{shown} was opened, but gave no frame")
-    finally:
-        capture.release()
+    frames = _frames(_opened(source, shown), shown, seconds, stopped, max_pixels)
+    with writing_file(target) as temporary:
+        try:
+            with av.open(str(temporary), "w") as output:
+                count = _write(output, target.suffix.lower(), frames, restore, on_frame)
+        except av.error.FFmpegError as error:
+            raise OutputError(f"cannot write {target}: {error}; nothing was left behind") from None
+        if not count:
+            raise InputError(f"{shown} was opened, but gave no frame")
     return count
 
 
@@ -97,24 +93,28 @@ def _frames(
     capture: cv2.VideoCapture, shown: str, seconds: float | None, stopped: Callable[[], bool], max_pixels: int
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     """Times in milliseconds, which grow, and frames, which keep their size."""
-    live = capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
-    size, start, last = None, 0.0, -1
-    while not stopped():
-        found, frame = capture.read()
-        if not found:
-            return
-        now = 1e3 * time.monotonic() if live else capture.get(cv2.CAP_PROP_POS_MSEC)
-        if size is None:
-            size, start = frame.shape, now
-            if size[0] * size[1] > max_pixels:
-                limit = f"the limit of {max_pixels / 1e6:.0f} megapixels"
-                raise InputError(f"{shown} has {size[1]}x{size[0]} pixels a frame, more than {limit}")
-        if frame.shape != size:
-            raise InputError(f"{shown} cannot be restored: its frames change their size")
-        last = max(last + 1, round(now - start))
-        if seconds is not None and last >= 1e3 * seconds:
-            return
-        yield last, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    # It is closed here, by the thread that reads: closed under a read that still waits, it would crash.
+    try:
+        live = capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
+        size, start, last = None, 0.0, -1
+        while not stopped():
+            found, frame = capture.read()
+            if not found:
+                return
+            now = 1e3 * time.monotonic() if live else capture.get(cv2.CAP_PROP_POS_MSEC)
+            if size is None:
+                size, start = frame.shape, now
+                if size[0] * size[1] > max_pixels:
+                    limit = f"the limit of {max_pixels / 1e6:.0f} megapixels"
+                    raise InputError(f"{shown} has {size[1]}x{size[0]} pixels a frame, more than {limit}")
+            if frame.shape != size:
+                raise InputError(f"{shown} cannot be restored: its frames change their size")
+            last = max(last + 1, round(now - start))
+            if seconds is not None and last >= 1e3 * seconds:
+                return
+            yield last, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    finally:
+        capture.release()
 
 
 def _write(

@@ -67,8 +67,12 @@ def cache_folder() -> Path:
 def load(model: Path) -> Tuned | None:
     """The choice that was kept for ``model`` (a bundle folder or a file) here; None if there is none that holds."""
     try:
+        folder = cache_folder()
+        # Where nothing was ever tuned, nobody waits for the versions of packages.
+        if not (folder / "tuned").is_dir():
+            return None
         key = _key(model)
-        with _path(key, cache_folder()).open("rb") as file:
+        with _path(key, folder).open("rb") as file:
             kept = json.loads(file.read(_MOST_BYTES))
         if kept["schema"] != SCHEMA or kept["key"] != key:
             return None
