@@ -155,10 +155,10 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bun
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("DEBLUR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "deblur_deploy"
+    assert cache_folder() == tmp_path / "xdg" / "deblur-deploy"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "deblur_deploy"
+    assert cache_folder() == tmp_path / ".cache" / "deblur-deploy"
 
     def homeless() -> Path:
         raise RuntimeError("no home")

@@ -61,7 +61,7 @@ def cache_folder() -> Path:
     if own := os.environ.get("DEBLUR_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "deblur_deploy"
+    return (Path(base) if base else Path.home() / ".cache") / "deblur-deploy"
 
 
 def load(model: Path) -> Tuned | None:
