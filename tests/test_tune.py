@@ -19,12 +19,11 @@ from deblur_deploy.cli import common
 from deblur_deploy.errors import MissingFileError, OutputError, ProviderError
 from deblur_deploy.evaluation import tune as tune_module
 from deblur_deploy.evaluation.record import Row
-from deblur_deploy.evaluation.tune import candidate, tune
+from deblur_deploy.evaluation.tune import Trial, candidate, tune
 from deblur_deploy.runtime import tuned
 from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.runtime.restoring import plan_for
-from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tuned import Tuned, cache_folder, load, save
 from tests import tiny
 from tests.conftest import noise
@@ -188,19 +187,36 @@ def test_every_file_within_the_budget_is_tried_the_engines_own_first(bundle: Pat
     assert [choice.variant for choice in tune_module._files(bundle / "fp16.onnx", cpu)] == ["fp16"]
 
 
+def test_each_answer_goes_into_the_next_question(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[Tuned]] = []
+
+    def measured(model: Path, choices: list[Tuned], size: tuple[int, int], *_: object) -> list[Trial]:
+        asked.append(choices)
+        rows = [Row(model="", variant="", provider="", size="", median_ms=100 / (i + 1)) for i in range(len(choices))]
+        return [Trial(choice=c, row=row, won=c is choices[-1]) for c, row in zip(choices, rows, strict=True)]
+
+    monkeypatch.setattr(tune_module, "_measured", measured)
+    monkeypatch.setattr(tune_module, "usable_cores", lambda: 8)
+    outcome = tune(bundle, providers=["cpu"])
+    assert [choice.variant for choice in asked[0]] == ["int8", "fp32", "fp16"]
+    assert {choice.variant for choice in asked[1] + asked[2]} == {"fp16"}
+    assert [(c.threads, c.fixed) for c in asked[1]] == [(n, fixed) for n in (8, 4, 2) for fixed in (True, False)]
+    assert {(c.threads, c.fixed) for c in asked[2]} == {(2, False)}
+    assert [c.tile_pixels for c in asked[2]] == [None, *tune_module.TILES]
+    assert outcome.best is asked[2][-1]
+    assert outcome.faster == pytest.approx(3 * 6)
+
+
 @pytest.mark.slow
-def test_tuning_asks_each_question_and_keeps_an_answer(
+def test_what_is_fastest_here_is_kept(
     bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = bundle / "int8.onnx"
+    monkeypatch.setattr(tune_module, "usable_cores", lambda: 1)  # fewer candidates
     outcome = tune(model, providers=["cpu"], budget_s=1, size=(64, 48), large=(1100, 1000))
-    tried = [trial.choice for trial in outcome.trials]
-    cores = {n for n in (usable_cores(), usable_cores() // 2, usable_cores() // 4) if n}
-    assert [(c.fixed, c.tile_pixels) for c in tried[:1]] == [(True, None)]
-    assert {(c.threads, c.fixed) for c in tried[1:-2]} == {(n, fixed) for n in cores for fixed in (True, False)}
-    assert [c.tile_pixels for c in tried[-2:]] == [None, 2**20]
     assert all(trial.row.error is None and trial.row.median_ms for trial in outcome.trials)
     assert [trial.won for trial in outcome.trials].count(True) == 3
+    assert len(outcome.trials) == 1 + 2 + 2
     assert not cache.exists()  # candidates are tried in places of their own
     monkeypatch.setattr("deblur_deploy.cli.tune.tune", lambda model, **options: outcome)
     assert command.run(command.parse([str(model), "--tune", "--providers", "cpu"])) == common.OK
