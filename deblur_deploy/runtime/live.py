@@ -82,10 +82,10 @@ def _opened(source: str, shown: str) -> cv2.VideoCapture:
     except (cv2.error, OverflowError):
         raise InputError(f"{shown} cannot be opened; is it there?") from None
     if not capture.isOpened():
-        raise InputError(
-            f"{shown} cannot be opened: no such device, no answer within {_TIMEOUT_MS // 1000} s, "
-            "or a kind of stream that this build of OpenCV does not read"
-        )
+        why = "there is no such device, or another program has it"
+        if kind.lower() != "camera":
+            why = f"nobody answered within {_TIMEOUT_MS // 1000} s, or it is nothing that this build of OpenCV reads"
+        raise InputError(f"{shown} cannot be opened: {why}")
     return capture
 
 
