@@ -145,7 +145,7 @@ def test_every_variant_runs_on_every_provider_and_its_receipt_is_kept(bundle, fo
             assert row.error is None
             receipt = row.facts["receipt"]
             assert (receipt["provider"], receipt["variant"], receipt["threads"]) == ("cpu", row.variant, 1)
-            assert receipt["convolutions"] == {"cpu": 1.0}
+            assert receipt["macs"] == {"cpu": 1.0}
             assert min(row.median_ms, row.load_ms, row.first_ms, row.psnr, row.frames_per_s) > 0
         else:
             assert "directml" in row.error

@@ -91,7 +91,7 @@ def test_two_passes_are_compared_row_by_row(script):
 def row(variant: str, median_ms: float | None, size: str = "640x360", provider: str = "cpu", **more) -> Row:
     receipt = Receipt(
         model="hd", variant=variant, provider="cpu", device="d", precision="int8", effective_precision="int8",
-        threads=2, nodes={"cpu": 1.0}, convolutions={"cpu": 1.0}, load_ms=1, warm_up_ms=1, versions={},
+        threads=2, nodes={"cpu": 1.0}, macs={"cpu": 1.0}, load_ms=1, warm_up_ms=1, versions={},
     )  # fmt: skip
     facts = {"receipt": msgspec.to_builtins(receipt)} if provider == "cpu" else {"library": provider}
     return Row(model="hd", variant=variant, provider=provider, size=size, median_ms=median_ms, facts=facts, **more)

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deblur_deploy.cli import tune
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.errors import DeblurError, InputError, MissingExtraError
@@ -61,6 +62,9 @@ class Arguments:
     """Write one self-contained page to this file."""
     compare: tuple[Path, Path] | None = None
     """Measure nothing; say what got slower or worse from the first of these records (--json) to the second."""
+    tune: bool = False
+    """Find out which file, provider, threads, shapes and tiles are fastest here, and keep that for DeblurEngine; of
+    the other options only --providers and --budget-s count."""
 
     def __post_init__(self) -> None:
         for size in self.sizes:
@@ -84,6 +88,8 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
     console = console or Console(stderr=True)
     if arguments.compare:
         return _compare(*arguments.compare)
+    if arguments.tune:
+        return tune.run(arguments.models, providers=arguments.providers, budget_s=arguments.budget_s, console=console)
     notes: list[str] = []
     entries = _entries(arguments, notes)
     pairs, failed = _pairs(arguments.data)

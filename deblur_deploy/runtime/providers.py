@@ -234,9 +234,15 @@ def _plugin(short: str, ort_name: str, wanted: str) -> Provider:
     )
 
 
-def _advice(short: str) -> str:
+def install(short: str) -> str:
+    """The command that installs a provider; empty where there is none."""
     package = _PACKAGES.get(short)
-    return f"; install it: pip install '{package}'" if package else "; it needs another build of onnxruntime"
+    return f"pip install '{package}'" if package else ""
+
+
+def _advice(short: str) -> str:
+    command = install(short)
+    return f"; install it: {command}" if command else "; it needs another build of onnxruntime"
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -253,15 +259,21 @@ def processor() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
-def _nvidia(number: int) -> str:
-    # CUDA's order of several models is not the driver's, so only a model that all of them are is told.
-    models = set()
-    for about in Path("/proc/driver/nvidia/gpus").glob("*/information"):
+def gpu_models() -> list[str]:
+    """Names of the NVIDIA GPUs of this machine, as their driver tells them."""
+    models = []
+    for about in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         try:
             lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             continue
-        models |= {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return models
+
+
+def _nvidia(number: int) -> str:
+    # CUDA's order of several models is not the driver's, so only a model that all of them are is told.
+    models = set(gpu_models())
     return models.pop() if len(models) == 1 else f"GPU {number}"
 
 
