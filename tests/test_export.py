@@ -315,7 +315,7 @@ def test_a_damaged_cache_is_said_and_made_again(room, bundle, tmp_path, capfd):
     for path in Path(os.environ["DEBLUR_CACHE"]).glob("*/int8.onnx"):
         path.write_bytes(path.read_bytes()[:-100])
     assert done(again(room, tmp_path / "out")) == {"quantize"}
-    said = [line for line in capfd.readouterr().err.splitlines() if "damaged" in line]
+    said = [line for line in capfd.readouterr().err.splitlines() if "was damaged" in line]
     assert said == ["- quantize: the cache was damaged (int8.onnx differs from what was written); made again"]
     assert sha256(tmp_path / "out" / "int8.onnx") == sha256(bundle / "int8.onnx")
 

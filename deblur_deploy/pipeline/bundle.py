@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from deblur_deploy.contract import OLDEST_ONNXRUNTIME
 from deblur_deploy.errors import InputError, OutputError, ProviderError
 from deblur_deploy.evaluation.latency import at_size
 from deblur_deploy.evaluation.machine import machine, package_versions
@@ -84,6 +85,7 @@ def build_bundle(
             "checkpoint_sha256": parent,
             **facts,
             **compared.record,
+            "onnxruntime": f">={OLDEST_ONNXRUNTIME}",
             "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
             "machine": _machine(),
             "versions": package_versions(),
