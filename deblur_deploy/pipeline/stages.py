@@ -131,7 +131,10 @@ class Stages:
             if not resumes:
                 self.cache.drop(key)
             if isinstance(error, OSError) and not isinstance(error, DeblurError):
-                raise OutputError(f"{name} cannot write its result: {error.strerror or error}") from None
+                raise OutputError(
+                    f"{name} cannot write to {self.cache.folder}: {error.strerror or error}; "
+                    "make room, or name another folder in DEBLUR_CACHE"
+                ) from None
             raise
         return entry
 
