@@ -79,7 +79,7 @@ class Stages:
             "stage": name,
             "code": {module: source_hash(module) for module in code},
             "inputs": dict(inputs),
-            "config": {} if config is None else msgspec.to_builtins(config),
+            "config": {} if config is None else to_record(config),
             "environment": dict(environment or {}),
         }
         key = digest(about)
