@@ -81,11 +81,11 @@ def build_bundle(
         facts = {key: value for key, value in exported.record.items() if key != "artifacts"}
         summary = {
             "name": recipe.name,
+            "onnxruntime": f">={OLDEST_ONNXRUNTIME}",
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": parent,
             **facts,
             **compared.record,
-            "onnxruntime": f">={OLDEST_ONNXRUNTIME}",
             "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
             "machine": _machine(),
             "versions": package_versions(),

@@ -48,16 +48,9 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write ``recipe`` so that :func:`read_recipe` gives it back, from wherever the file goes."""
     folders = {name: folder.absolute() for name in ("pairs", "calibration") if (folder := getattr(recipe, name))}
     recipe = msgspec.structs.replace(recipe, **folders)
-    path.write_bytes(msgspec.toml.encode(_without_none(msgspec.to_builtins(recipe, enc_hook=str))))
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: what is None is left out, and is None again when read."""
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if value is not None
-    }
+    # TOML has no null: what is None is left out, and is None again when read.
+    values = msgspec.to_builtins(recipe, enc_hook=str)
+    path.write_bytes(msgspec.toml.encode({key: value for key, value in values.items() if value is not None}))
 
 
 def _to_path(kind: type, value: object) -> object:
