@@ -15,8 +15,6 @@ from deblur_deploy.errors import DeblurError, ProviderError
 from deblur_deploy.runtime import memory, providers, threads
 from deblur_deploy.runtime.engine import DeblurEngine
 
-OLDEST_ONNXRUNTIME = (1, 24)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -56,7 +54,7 @@ def _machine() -> list[Finding]:
 def _libraries() -> list[Finding]:
     found = [Finding(topic="python", text=f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     number = tuple(int(part) for part in ort.__version__.split(".")[:2])
-    old = number < OLDEST_ONNXRUNTIME
+    old = number < providers.OLDEST_FOR_ENGINES
     found.append(
         Finding(
             topic="onnxruntime",

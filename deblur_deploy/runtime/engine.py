@@ -28,7 +28,7 @@ from deblur_deploy.files import existing
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.memory import budget_bytes
 from deblur_deploy.runtime.pixels import Layout
-from deblur_deploy.runtime.providers import Provider, candidates, find, versions
+from deblur_deploy.runtime.providers import Provider, candidates, check_onnxruntime, find, versions
 from deblur_deploy.runtime.receipt import Receipt
 from deblur_deploy.runtime.restoring import restore
 from deblur_deploy.runtime.sessions import Sessions
@@ -53,7 +53,7 @@ class DeblurEngine:
         max_memory_mb: larger images are cut into tiles; None decides by the free memory.
         options: options of the provider by ONNX Runtime's names; needs a named provider.
 
-    Raises MissingFileError, ModelError, ProviderError or InputError.
+    Raises MissingFileError, ModelError, ProviderError, InputError, or MissingExtraError if onnxruntime is too old.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class DeblurEngine:
         max_memory_mb: float | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
+        check_onnxruntime()
         check_wish(precision)
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; allowed: 1 or more")

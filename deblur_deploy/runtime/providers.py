@@ -23,7 +23,7 @@ from typing import Any
 import onnxruntime as ort
 
 from deblur_deploy.contract import Precision
-from deblur_deploy.errors import InputError, ProviderError
+from deblur_deploy.errors import InputError, MissingExtraError, ProviderError
 
 NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -36,6 +36,8 @@ NAMES = {
     "webgpu": "WebGpuExecutionProvider",
 }
 """Short names; any other provider goes by the name that ONNX Runtime gives it."""
+
+OLDEST_FOR_ENGINES = (1, 24)
 
 AUTO = ("cuda", "openvino", "cpu")
 """What ``auto`` tries, best first.  TensorRT is not among them because it compiles for minutes."""
@@ -281,6 +283,15 @@ def _bf16_flags() -> bool:
     # OpenVINO lists BF16 for processors that only emulate it, and uses it by itself only where it is native.
     flags = _cpuinfo().get("flags")
     return flags is None or bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
+
+
+def check_onnxruntime() -> None:
+    """Raise MissingExtraError if the installed onnxruntime is too old for engines, which ask it what really ran."""
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < OLDEST_FOR_ENGINES:
+        oldest = ".".join(map(str, OLDEST_FOR_ENGINES))
+        raise MissingExtraError(
+            f"onnxruntime {ort.__version__} is installed, {oldest} or later is needed; pip install -U onnxruntime"
+        )
 
 
 def versions(provider: Provider) -> dict[str, str]:
