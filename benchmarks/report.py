@@ -22,6 +22,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation import plots, views
 from deblur_deploy.evaluation.page import Figure, Page, Picture, Table, pictures_of, write_page
 from deblur_deploy.evaluation.record import Record, Row, read_record
+from deblur_deploy.evaluation.sets import with_quality
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image, list_images, read_image, write_image
@@ -92,15 +93,12 @@ def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, dict[str, 
 
 def merged(records: dict[str, Record]) -> list[Row]:
     """Rows of the latency record, with the quality of the same variant and provider."""
-    quality = {row.key[:3]: row for row in records["quality"].rows}
-    rows = []
-    for row in records["latency"].rows:
-        of = quality.get(row.key[:3])
-        if of is not None:
-            values = {name: getattr(of, name) for name in ("psnr_blurred", "psnr", "ssim", "psnr_to_fp32")}
-            row = msgspec.structs.replace(row, **values, error=row.error or of.error)
-        rows.append(row)
-    return rows
+    quality: dict[tuple[str, ...], Row] = {}
+    for row in records["quality"].rows:
+        # Those of the built-in pairs come first; further sets have a table of their own.
+        quality.setdefault(row.key[:3], row)
+    timed = records["latency"].rows
+    return [with_quality(row, quality[row.key[:3]]) if row.key[:3] in quality else row for row in timed]
 
 
 def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
