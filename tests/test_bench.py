@@ -325,7 +325,7 @@ def row(**changes) -> Row:
         (record(rows=[row(median_ms=104.9)]), 0, 0),  # within what two runs differ by
         (record(rows=[row(median_ms=106.0)]), 1, 0),
         (record(rows=[row(median_ms=94.0)]), 0, 1),
-        (record(rows=[row(median_ms=106.0, steady_noise=0.06)]), 0, 0),  # within its own noise
+        (record(rows=[row(median_ms=106.0, steady_noise=0.07)]), 0, 0),  # within its own noise
         (record(rows=[row(median_ms=111.0)], reference_ms={"48x32": 11.2}), 0, 0),  # the machine is slower
         (record(rows=[row(median_ms=150.0, steady_ms=101.0)]), 0, 0),  # it only waited for others
         (record(rows=[row(steady_ms=107.0)]), 1, 0),
@@ -364,7 +364,9 @@ def test_records_come_back_as_they_were_but_for_the_seventh_digit(tmp_path):
     written = record(rows=[row(median_ms=1 / 3, psnr_to_fp32=None, facts={"threads": 2, "nodes": {"cpu": 1.0}})])
     write_json(tmp_path / "a.json", written)
     read = read_record(tmp_path / "a.json")
-    assert read == msgspec.structs.replace(written, rows=[msgspec.structs.replace(written.rows[0], median_ms=0.333333, steady_ms=0.333333)])
+    assert read == msgspec.structs.replace(
+        written, rows=[msgspec.structs.replace(written.rows[0], median_ms=0.333333, steady_ms=0.333333)]
+    )
     assert len(to_csv(read.rows).splitlines()) == 2
 
 

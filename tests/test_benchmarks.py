@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from deblur_deploy.errors import InputError
+from deblur_deploy.evaluation.bench import Outcome
 from deblur_deploy.evaluation.record import Record, Row, new_record, read_record, write_json
 from deblur_deploy.runtime.receipt import Receipt
 from deblur_deploy.training.unet import PRESETS, UNet, UNetConfig
 from tests import tiny
+from tests.photos import write_pairs
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {
@@ -77,15 +79,19 @@ def test_the_share_of_the_ceiling_is_operations_over_rate_and_time(script):
 
 
 def test_two_passes_are_compared_row_by_row(script):
-    from deblur_deploy.evaluation.bench import Outcome
+    def made(int8: float, fp32: float, reference: float) -> Outcome:
+        rows = [row("int8", int8, steady_ms=int8 / 2), row("fp32", fp32), row("fp16", None, error="no")]
+        return Outcome(rows=rows, reference_ms={"640x360": reference})
 
-    passes = [
-        Outcome(rows=[row("int8", a), row("fp32", b), row("fp16", None, error="no")], reference_ms={})
-        for a, b in ((100.0, 50.0), (104.0, 50.0))
-    ]
-    found = script("latency").disagreement(*passes)
-    assert found["worst"] == pytest.approx(0.04)
+    passes = made(100.0, 50.0, 10.0), made(104.0, 50.0, 10.4)
+    disagreement = script("latency").disagreement
+    found = disagreement(*passes, "median_ms")
+    assert (found["worst"], found["median"]) == (pytest.approx(0.04), pytest.approx(0.02))
     assert "int8" in found["where"]
+    # The whole machine was 4 % slower.
+    found = disagreement(*passes, "steady_ms", to_reference=True)
+    assert found["worst"] == pytest.approx(0)
+    assert disagreement(*passes, "p95_ms") == {}
 
 
 def row(variant: str, median_ms: float | None, size: str = "640x360", provider: str = "cpu", **more) -> Row:
@@ -223,13 +229,18 @@ def test_the_committed_readme_agrees_with_the_committed_records(script):
 
 
 @pytest.mark.slow
-def test_quality_measures_a_real_bundle(checkout, script):
+def test_quality_measures_a_real_bundle_on_every_set(checkout, script, tmp_path):
     quality = script("quality")
-    status = quality.run(quality.Quality(model=checkout / "bundle", out=checkout, quick=True))
+    write_pairs(tmp_path / "mine", 3)
+    (tmp_path / "mine" / "blur" / "1.png").write_bytes(b"no image")
+    status = quality.run(
+        quality.Quality(model=checkout / "bundle", out=checkout, quick=True, data=(tmp_path / "mine",))
+    )
+    assert status == 1
     record = read_record(checkout / "quality.json")
-    assert status == 0
-    assert {row.variant for row in record.rows if row.provider == "cpu"} == {"fp32", "fp16", "int8", "float"}
-    for measured in record.rows:
-        assert measured.psnr > 5
-        mean = record.found["sets"]["built-in"]["mean"][f"{measured.model}/{measured.variant} on {measured.provider}"]
-        assert mean["psnr"] == measured.psnr
+    assert ["1.png" in note for note in record.notes].count(True) == 1
+    rows = [row for row in record.rows if row.provider == "cpu"]
+    for data in ("built-in photographs", "mine"):
+        assert {row.variant for row in rows if row.data == data} == {"fp32", "fp16", "int8", "float"}
+    assert all(row.psnr > 5 for row in rows)
+    assert record.settings["sets"] == {"built-in photographs": 3, "mine": 2}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deblur_deploy.evaluation.clock import Lap, own_clock, waited_ms
+from deblur_deploy.evaluation.clock import Lap, own_clock, thread_times
 from deblur_deploy.evaluation.latency import Timing, at_size, median_noise, take_turns
 
 
@@ -76,7 +76,7 @@ def test_steady_is_what_is_left_without_waiting_and_all_of_it_where_that_is_unkn
 
 def test_waiting_behind_others_is_counted_and_subtracted():
     """Four processes on one core: each has a quarter of it, and waits the rest of the time."""
-    if waited_ms() is None:
+    if thread_times() is None:
         pytest.skip("this system does not count waiting")
     core = min(os.sched_getaffinity(0))
     code = f"import os; os.sched_setaffinity(0, [{core}]); print(flush=True)\nwhile True: pass"

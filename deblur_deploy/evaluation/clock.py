@@ -32,23 +32,29 @@ Clock = Callable[[Callable[[], object]], Lap]
 
 
 def own_clock(call: Callable[[], object], threads: int | None = None) -> Lap:
-    """Time a call in this process, which runs on ``threads`` threads (by default as many as there are cores)."""
-    waited, before = waited_ms(), time.perf_counter()
+    """Time a call in this process, whose work ``threads`` threads share (by default as many as there are cores)."""
+    before, start = thread_times(), time.perf_counter()
     call()
-    took, after = 1e3 * (time.perf_counter() - before), waited_ms()
-    if waited is None or after is None:
+    took, after = 1e3 * (time.perf_counter() - start), thread_times()
+    if before is None or after is None:
         return Lap(took)
-    # Threads that ended in between took their count with them, and idle ones may have waited beyond the call.
-    return Lap(took, min(max((after - waited) / (threads or usable_cores()), 0.0), took))
+    none = 0, 0
+    spent = [tuple(b - a for a, b in zip(before.get(thread, none), now, strict=True)) for thread, now in after.items()]
+    # Those that ran most did the work; what else lives in this process may wait without holding anything up.
+    busiest = sorted(spent, reverse=True)[: threads or usable_cores()]
+    waited = sum(waited for _, waited in busiest) / len(busiest) / 1e6
+    # However the waiting of several threads fell together, no call takes less than its busiest thread has run.
+    return Lap(took, max(min(waited, took - busiest[0][0] / 1e6), 0.0))
 
 
-def waited_ms() -> float | None:
-    """How long the threads of this process have been ready to run while others had the core; None but on Linux."""
-    total = 0
+def thread_times() -> dict[str, tuple[int, int]] | None:
+    """Nanoseconds that each thread of this process has run, and has waited for a core; None but on Linux."""
+    found = {}
     try:
         for thread in os.scandir("/proc/self/task"):
             with open(f"{thread.path}/schedstat", "rb") as file:
-                total += int(file.read().split()[1])
-    except (OSError, IndexError, ValueError):
+                ran, waited, _ = file.read().split()
+                found[thread.name] = int(ran), int(waited)
+    except (OSError, ValueError):
         return None
-    return total / 1e6
+    return found or None

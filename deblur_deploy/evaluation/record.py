@@ -22,7 +22,7 @@ from deblur_deploy.files import existing, writing_file
 SCHEMA = 1
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One candidate at one size; what could not be measured is None, and ``error`` says why."""
 
     model: str
@@ -95,7 +95,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return self.provider
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One run of a benchmark."""
 
     schema: int = SCHEMA
