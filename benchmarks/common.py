@@ -75,11 +75,7 @@ def progress() -> Progress:
     """Says on standard error what is being measured."""
     console = Console(stderr=True)
 
-    def say(what: str, steps: int = 1) -> None:
-        if steps:
-            console.print(f"- {what}", highlight=False, markup=False, soft_wrap=True)
-
-    return say
+    return lambda what: console.print(f"- {what}", highlight=False, markup=False, soft_wrap=True)
 
 
 def save(record: Record, options: Options, lost: Sequence[str] = ()) -> int:

@@ -108,10 +108,11 @@ def test_whoever_fails_has_a_row_that_says_so_and_the_others_stand(pairs):
         entry("crashing", "in the middle", after=len(pairs) + 0),
         entry("crashing", "while timed", after=4),
     ]
-    done: list[int] = []
-    outcome = measure(entries, {"a": pairs}, pairs[0].blurred, PLAN, lambda what, steps=1: done.append(steps))
-    assert sum(done) == steps(entries, {"a": pairs}, PLAN)
-    assert done.count(0) >= 3
+    said: list[str] = []
+    rounds: list[str] = []
+    outcome = measure(entries, {"a": pairs}, pairs[0].blurred, PLAN, said.append, rounds.append)
+    assert len(said) == steps(entries, {"a": pairs}, PLAN)
+    assert rounds[0] == "48x32: round 1"
     rows = {row.variant: row for row in outcome.rows}
     assert list(rows) == [entry.variant for entry in entries]
     for name in ("fp32", "darker"):

@@ -99,8 +99,11 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
         def on_progress(what: str, steps: int = 1) -> None:
             progress.update(task, advance=steps, description=escape(what))
 
+        def on_round(what: str) -> None:
+            on_progress(what, 0)
+
         main = next(iter(sets.values()))
-        outcome = measure(entries, sets, main[0].blurred, plan, on_progress)
+        outcome = measure(entries, sets, main[0].blurred, plan, on_progress, on_round)
     result = record.new_record(
         "deblur-bench",
         {

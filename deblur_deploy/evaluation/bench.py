@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -89,13 +89,11 @@ class Outcome:
         return max([self.reference_noise, *(abs(value / fmean(values) - 1) for value in values)]) if values else None
 
 
-class Progress(Protocol):
-    """Is told what is being done; ``steps`` of it add up to :func:`steps`, none means a sign of life."""
-
-    def __call__(self, what: str, steps: int = 1) -> None: ...
+Progress = Callable[[str], None]
+"""Is told what is being done, step by step."""
 
 
-def silent(what: str, steps: int = 1) -> None:
+def silent(what: str) -> None:
     """Progress for nobody."""
 
 
@@ -128,15 +126,26 @@ def entries_of(
     ]
 
 
-def measure_latency(entries: Sequence[Entry], photo: Image, plan: Plan, on_progress: Progress = silent) -> Outcome:
-    """Latency, memory, load and first image at each size, on ``photo`` scaled to it."""
+def measure_latency(
+    entries: Sequence[Entry],
+    photo: Image,
+    plan: Plan,
+    on_progress: Progress = silent,
+    on_round: Progress = silent,
+) -> Outcome:
+    """Latency, memory, load and first image at each size, on ``photo`` scaled to it.
+
+    ``on_round`` hears of every round of the timed calls, of which nobody knows how many there will be.
+    """
     rows: list[Row] = []
     references: dict[str, Timing] = {}
     left, before = plan.budget_s, stolen_s()
     for done, (width, height) in enumerate(sorted(plan.sizes, key=math.prod)):
         share = left / (len(plan.sizes) - done)
         size = f"{width}x{height}"
-        timed, references[size], spent = _latency(entries, at_size(photo, width, height), plan, share, on_progress)
+        timed, references[size], spent = _latency(
+            entries, at_size(photo, width, height), plan, share, on_progress, on_round
+        )
         left -= spent
         rows += [entry.row(size, **timed[entry.name]) for entry in entries]
     after = stolen_s()
@@ -149,7 +158,7 @@ def measure_latency(entries: Sequence[Entry], photo: Image, plan: Plan, on_progr
 
 
 def _latency(
-    entries: Sequence[Entry], image: Image, plan: Plan, budget_s: float, on_progress: Progress
+    entries: Sequence[Entry], image: Image, plan: Plan, budget_s: float, on_progress: Progress, on_round: Progress
 ) -> tuple[dict[str, dict[str, Any]], Timing, float]:
     """Values by entry, the reference's timing, and the seconds that the timed calls took."""
     size = f"{image.shape[1]}x{image.shape[0]}"
@@ -176,7 +185,7 @@ def _latency(
                 found[entry.name]["gpu_mb"] = grown
         start = perf_counter()
         on_progress(f"{size}: taking turns")
-        timings, reference = _turns(workers, found, plan, budget_s, lambda n: on_progress(f"{size}: round {n}", 0))
+        timings, reference = _turns(workers, found, plan, budget_s, lambda count: on_round(f"{size}: round {count}"))
         spent = perf_counter() - start
         for name, timing in timings.items():
             values = {field.name: getattr(timing, field.name) for field in fields(timing)}

@@ -50,13 +50,20 @@ def steps(entries: Sequence[Entry], sets: Sets, plan: Plan) -> int:
     return sum(map(len, sets.values())) + len(entries) * (1 + len(plan.sizes)) + len(plan.sizes)
 
 
-def measure(entries: Sequence[Entry], sets: Sets, photo: Image, plan: Plan, on_progress: Progress = silent) -> Outcome:
+def measure(
+    entries: Sequence[Entry],
+    sets: Sets,
+    photo: Image,
+    plan: Plan,
+    on_progress: Progress = silent,
+    on_round: Progress = silent,
+) -> Outcome:
     """Quality on ``sets`` and latency at each size on ``photo`` scaled to it.
 
     One row an entry and size, with the quality on the first set, then one an entry and further set.
     """
     quality = measure_quality(entries, sets, on_progress)
-    outcome = measure_latency(entries, photo, plan, on_progress)
+    outcome = measure_latency(entries, photo, plan, on_progress, on_round)
     first = {row.key[:3]: row for row in quality[: len(entries)]}
     rows = [with_quality(row, first[row.key[:3]]) for row in outcome.rows]
     return replace(outcome, rows=rows + quality[len(entries) :])
