@@ -5,19 +5,27 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.bench import Outcome
+from deblur_deploy.evaluation.clock import Lap
+from deblur_deploy.evaluation.latency import Timing
+from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.evaluation.record import Record, Row, new_record, read_record, write_json
 from deblur_deploy.runtime.receipt import Receipt
+from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from deblur_deploy.training.unet import PRESETS, UNet, UNetConfig
-from tests import tiny
+from deblur_deploy.training.validation import TorchRestorer
+from tests import small, tiny
 from tests.photos import write_pairs
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +86,84 @@ def test_the_share_of_the_ceiling_is_operations_over_rate_and_time(script):
     assert padded["giga_operations"] == share["giga_operations"]
 
 
+def test_the_ceilings_of_a_gpu_wait_for_the_device_after_each_call(script, monkeypatch):
+    waits: list[int] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    timed: dict[str, object] = {}
+
+    def take_turns(calls, **_):
+        for name, call in calls.items():
+            before = len(waits)
+            call()
+            assert len(waits) == before + 1
+            timed[name] = Timing.of([Lap(1000.0)])
+        return timed
+
+    limits = script("limits")
+    monkeypatch.setattr(limits, "take_turns", take_turns)
+    found = limits.gpu_ceilings(64, device="cpu", copied=4096)
+    assert torch.get_float32_matmul_precision() == "highest"
+    for name in ("fp32", "tf32", "fp16", "bf16", "int8"):
+        assert found[f"{name}_tops"]["rate"] == pytest.approx(2 * 64**3 / 1e12)
+    assert found["copy_gb_per_s"]["rate"] == pytest.approx(2 * 4096 / 1e9)
+
+
+@pytest.mark.parametrize("how", [{}, {"channels_last": True}, {"half": "bfloat16"}, {"half": "float16"}])
+def test_torch_as_a_peer_restores_what_the_network_does(how, script, tmp_path):
+    path = tmp_path / "small.safetensors"
+    net = small.unet("stem2")
+    save_checkpoint(net, path)
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    before = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    try:
+        candidate = script("peer_torch").load(str(path), 2, **how)
+        restored = candidate.restore(image)
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+        torch.set_grad_enabled(True)
+    assert psnr(restored, TorchRestorer(net)(image)) > (45 if how.get("half") else 70)
+    half = how.get("half")
+    assert candidate.facts["autocast"] == (half if half == "bfloat16" else None)
+    assert candidate.facts["weights"] == ("float16" if half == "float16" else "float32")
+
+
+def test_a_provider_that_onnxruntime_replaces_by_the_cpu_is_no_peer(script, tmp_path, monkeypatch):
+    script("peer_torch").export(_checkpoint(tmp_path), tmp_path / "small.onnx", 32, 48)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
+    files = {"48x32": str(tmp_path / "small.onnx")}
+    image = np.zeros((32, 48, 3), np.uint8)
+    peer_onnx = script("peer_onnx")
+    assert peer_onnx.onnxruntime_defaults(files, 2).restore(image).shape == image.shape
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this machine's onnxruntime has CUDA")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with pytest.raises(RuntimeError, match="CPUExecutionProvider instead of CUDAExecutionProvider"):
+            peer_onnx.onnxruntime_defaults(files, 2, "CUDAExecutionProvider").restore(image)
+
+
+def _checkpoint(folder: Path) -> Path:
+    save_checkpoint(small.unet("stem2"), folder / "small.safetensors")
+    return folder / "small.safetensors"
+
+
+def test_any_checkpoint_or_preset_is_a_network_to_compare_on(script, tmp_path, monkeypatch):
+    peers = script("peers")
+    notes: list[str] = []
+    options = peers.Peers(networks=(str(_checkpoint(tmp_path)),))
+    network = peers._network(options.networks[0], options, tmp_path, notes, lambda _: None)
+    assert {entry.variant for entry in network.ours} == {"fp32", "fp16", "int8", "int8-planes"}
+    assert {entry.model for entry in network.ours} == {"small"}
+    assert (network.weights, network.checkpoint.stem) == ("trained", "small")
+    monkeypatch.setitem(peers.PRESETS, "article", small.CONFIGS["classic"])
+    network = peers._network("article", options, tmp_path, notes, lambda _: None)
+    assert (network.name, network.weights) == ("article, seeded", "seeded")
+    assert load_checkpoint(network.checkpoint).head.weight.abs().min() > 0
+    with pytest.raises(InputError, match="'nothing'; allowed: shipped, article"):
+        peers._network("nothing", options, tmp_path, notes, lambda _: None)
+
+
 def test_two_passes_are_compared_row_by_row(script):
     def made(int8: float, fp32: float, reference: float) -> Outcome:
         rows = [row("int8", int8, steady_ms=int8 / 2), row("fp32", fp32), row("fp16", None, error="no")]
@@ -117,6 +203,9 @@ def records() -> dict[str, Record]:
     }  # fmt: skip
     ratio = {"size": "1280x720", "ratio": 7.04, "int8_ms": 40.0, "eager_fp32_ms": 281.6}
     peers = [row("int8", 40.0, "1280x720", **quality), row("eager fp32", 281.6, "1280x720", "PyTorch", **quality)]
+    other = row("eager fp32", 999.0, "1280x720", "PyTorch", **quality)
+    peers.append(msgspec.structs.replace(other, model="article, seeded"))
+    networks = {"hd": {"macs_per_pixel": 27_000.0}, "article, seeded": {"macs_per_pixel": 210_000.0}}
     one = {"size": "1280x720", "ms": 40.0, "ms_per_megapixel": 43.0, "peak_mb": 200.0}
     scaling = {
         "pixels": [one],
@@ -124,6 +213,8 @@ def records() -> dict[str, Record]:
         "streams": [{"streams": 1, "images_per_s": 25.0, **one}],
         "batch": [{"batch": 2, "ms_per_image": 41.0}],
     }
+    pruned = {"heading": "Pruned", "columns": ["removed", "PSNR"], "rows": [["half", "28.41"]], "note": "Recovered."}
+    points = [{"label": "half", "group": "pruned", "milliseconds": 20.0, "psnr": 28.41}]
     again = {"second_pass": {"worst": 0.03, "median": 0.01, "where": "int8"}}
     settings = {"threads": 2, "quick": False, "data": "crops", "pairs": ["a"], "size": "1280x720"}
     settings |= {"variant": "int8", "provider": "cpu"}
@@ -134,8 +225,14 @@ def records() -> dict[str, Record]:
     ceilings = {"cpu": {"int8_tops": {"rate": 2.0, "library": "onnxruntime"}}}
     return {
         "latency": made("latency", latency, **again),
-        "quality": made("quality", [row(name, None, "", **quality) for name in ("int8", "fp32", "broken")]),
-        "peers": made("peers", peers, int8_cpu_against_eager_fp32=ratio),
+        "quality": made(
+            "quality",
+            [row(name, None, "", **quality, data="built-in") for name in ("int8", "fp32", "broken")]
+            + [row("int8", None, "", **(quality | {"psnr": 31.25}), data="street")],
+        ),
+        "peers": made("peers", peers, int8_cpu_against_eager_fp32=ratio, product_model="hd", networks=networks),
+        "pruning": made("pruning", [], tables=[pruned, pruned | {"heading": "More"}], points=points),
+        "engine": made("engine", [], overhead={"engine_over_session": 1.0123, "frames": 12}),
         "limits": made("limits", [], shares=[share], ceilings=ceilings),
         "scaling": made("scaling", [], **scaling),
     }
@@ -173,7 +270,12 @@ def test_readme_figures_and_page_are_made_from_the_records(checkout, script):
     for text in ("28.50 | +1.50 | 0.8000", "61%", "**7.0 times** faster", "differed by 1.0% (median) and 3.0% (most)"):
         assert text in readme
     html = (checkout / "results" / "report.html").read_text()
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 4
+    for text in ("31.250", "article, seeded (210 kMAC a pixel)", ">999<", ">1.012<", "More", "28.41"):
+        assert text in html
+    # README has the first table of a record that brings its own, and nothing of other networks or sets.
+    assert "**Pruned**\n\n| removed | PSNR |\n|---|---:|\n| half | 28.41 |\n\nRecovered." in readme
+    assert not any(text in readme for text in ("More", "999", "31.25", "1.012"))
     assert html.count("data:image/jpeg;base64,") == 2 * 6
     for name in ("pareto", "latency", "shares"):
         assert f"](results/{name}.svg)" in readme

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -96,11 +96,14 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=steps(entries, sets, plan))
 
-        def on_progress(what: str, steps: int = 1) -> None:
-            progress.update(task, advance=steps, description=escape(what))
+        done = count()
+
+        def on_progress(what: str) -> None:
+            # What is being done is not done yet.
+            progress.update(task, completed=next(done), description=escape(what))
 
         def on_round(what: str) -> None:
-            on_progress(what, 0)
+            progress.update(task, description=escape(what))
 
         main = next(iter(sets.values()))
         outcome = measure(entries, sets, main[0].blurred, plan, on_progress, on_round)

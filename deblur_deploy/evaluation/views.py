@@ -62,19 +62,20 @@ def one_a_variant(rows: Sequence[Row]) -> list[Row]:
 
 def cost_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """``COSTS`` and a line a row of those that have a size, without columns that would be empty."""
-    return _without_empty(COSTS, [costs(row) for row in rows if row.size])
+    return without_empty(COSTS, [costs(row) for row in rows if row.size])
 
 
 def quality_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """``QUALITIES`` and a line for each of ``one_a_variant``, without columns that would be empty."""
-    columns, lines = _without_empty(QUALITIES, [qualities(row) for row in one_a_variant(rows)])
+    columns, lines = without_empty(QUALITIES, [qualities(row) for row in one_a_variant(rows)])
     if len({row.data for row in rows}) > 1:
         return columns, lines
     at = columns.index("on") if "on" in columns else len(columns)
     return columns[:at] + columns[at + 1 :], [line[:at] + line[at + 1 :] for line in lines]
 
 
-def _without_empty(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+def without_empty(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns that hold a text in some line, and the lines of only these."""
     kept = [at for at, _ in enumerate(columns) if not lines or any(line[at] for line in lines)]
     return [columns[at] for at in kept], [[line[at] for at in kept] for line in lines]
 
