@@ -177,7 +177,7 @@ def stale(readme: Path, machines: dict[Path, dict[str, Record]]) -> list[str]:
 
 def digest(records: dict[str, Record]) -> str:
     """SHA-256 of all that figures are made of."""
-    return hashlib.sha256(msgspec.json.encode(records)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(records, order="sorted")).hexdigest()
 
 
 def figures(records: dict[str, Record]) -> dict[str, str]:
