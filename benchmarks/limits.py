@@ -55,8 +55,7 @@ def run(options: Limits) -> int:
         gpu = {}
         notes.append("GPU skipped: torch finds no CUDA device")
     plan = Plan(sizes=(SIZE,), budget_s=10 if options.quick else 60)
-    entries = [entry for entry in product(options, notes) if entry.variant != "float"]
-    outcome = measure_latency(entries, pairs(options)[0].blurred, plan, on_progress)
+    outcome = measure_latency(product(options, notes), pairs(options)[0].blurred, plan, on_progress)
     on_progress("ceilings of the CPU again")
     after = cpu_ceilings(side, options.threads, seconds)
     # The better of two moments: on a machine that others use too, one alone may be too low.
@@ -196,7 +195,9 @@ def share(row: Row, config: UNetConfig, ceilings: dict[str, dict[str, Any]]) -> 
     arithmetic = row.facts["receipt"]["effective_precision"]
     device = ceilings["cuda" if row.provider == "cuda" else "cpu"]
     operations = 2 * config.macs_per_pixel * pixels
-    moved = values_per_pixel(config) * pixels * _BYTES[arithmetic] + 6 * width * height
+    # The image comes in and goes out as three values a pixel.
+    image = 6 * width * height * (_BYTES["fp32"] if row.variant == "float" else 1)
+    moved = values_per_pixel(config) * pixels * _BYTES[arithmetic] + image
     # The ceilings are the best that was ever seen, so what waited for a core does not count here either.
     milliseconds = row.steady_ms or row.median_ms
     assert milliseconds is not None
