@@ -259,7 +259,7 @@ def test_readme_figures_and_page_are_made_from_the_records(checkout, script):
     assert readme.startswith("# before\n\n<!-- table:begin -->")
     assert readme.endswith("<!-- table:end -->\n\nafter\n")
     assert "old" not in readme
-    assert "| int8 | cpu in int8, 2 threads | 10.0 | 40.0 | 25.0 |" in readme
+    assert "| int8 | cpu, int8 | 10.0 | 40.0 | 25.0 |" in readme
     assert "| broken | cpu: failed | failed | failed |" in readme
     for text in ("28.50 | +1.50 | 0.8000", "61%", "**7.0 times** faster", "differed by 1.0% (median) and 3.0% (most)"):
         assert text in readme
