@@ -388,3 +388,11 @@ def test_a_record_of_the_future_is_refused(tmp_path):
 def test_two_models_of_one_name_are_refused(bundle):
     with pytest.raises(InputError, match="same name"):
         run(dataclasses.replace(Arguments(models=(bundle, bundle)), providers=("cpu",)), Console(quiet=True))
+
+
+def test_waiting_for_others_is_said_below_the_table():
+    text = "\n".join(views.summary(record(rows=[row(waited=0.5, steady_ms=60.0)], stolen=0.015)))
+    assert "50.0% of the timed calls; taken by the host: 1.5%" in text
+    assert "medians are 40% lower" in text
+    assert "medians are" not in "\n".join(views.summary(record(rows=[row(waited=0.001)])))
+    assert "waiting" not in "\n".join(views.summary(record()))
