@@ -15,6 +15,7 @@ from deblur_deploy.evaluation.clock import Lap, own_clock, thread_times
 from deblur_deploy.evaluation.latency import Timing, at_size, median_noise, take_turns
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=60))
 def test_noise_is_within_the_range_of_the_times_and_knows_no_unit(times):
     noise = median_noise(times)
@@ -84,7 +85,7 @@ def test_waiting_behind_others_is_counted_and_subtracted():
 
     def work() -> None:
         start = time.process_time()
-        while time.process_time() - start < 0.2:
+        while time.process_time() - start < 0.05:
             pass
 
     allowed = os.sched_getaffinity(0)
@@ -98,9 +99,9 @@ def test_waiting_behind_others_is_counted_and_subtracted():
         for rival in rivals:
             rival.kill()
             rival.communicate()
-    assert lap.waited_ms > 200
-    # Of its own it needs 200 ms, however long it took.
-    assert lap.steady_ms == pytest.approx(200, rel=0.25)
+    assert lap.waited_ms > 50
+    # Of its own it needs 50 ms, however long it took.
+    assert lap.steady_ms == pytest.approx(50, rel=0.25)
 
 
 def test_warm_up_is_not_timed():
