@@ -144,6 +144,6 @@ def _quality_row(
         psnr_blurred=mean.psnr_blurred,
         psnr=mean.psnr,
         ssim=mean.ssim,
-        psnr_to_fp32=fmean(to_fp32) if to_fp32 else None,
+        psnr_to_fp32=fmean(to_fp32) if len(to_fp32) == len(found) else None,
         facts=facts,
     )
