@@ -42,7 +42,7 @@ BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 NAMES = ("latency", "quality", "peers", "limits", "scaling")
 OTHERS = ("pruning", "quantization", "engine")
 """Records that are shown as they come: ``found`` may hold ``tables`` (heading, columns, rows of texts, note), of which
-README shows the first, and ``points`` (label, group, milliseconds, psnr) to plot."""
+README shows the first, and ``points`` (label, group, milliseconds, psnr) to plot; NAME_*.svg beside it is shown too."""
 FIGURES = {
     "pareto": ("Quality against latency", "What nothing else beats in both is joined by the line."),
     "latency": ("Latency by size", "uint8 array to uint8 array."),
@@ -244,7 +244,7 @@ def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Pictur
     drawn: list[Figure] = []
     tables: list[Table] = []
     notes: list[str] = []
-    for records in machines.values():
+    for folder, records in machines.items():
         where = "" if len(machines) == 1 else f" on {records['latency'].machine['processor']}"
         drawn += [
             Figure(heading=FIGURES[name][0] + where, svg=svg, note=FIGURES[name][1])
@@ -262,7 +262,7 @@ def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Pictur
             tables += scaling_tables(records["scaling"])
         for name in OTHERS:
             if name in records:
-                drawn += other_figures(records[name])
+                drawn += other_figures(records[name], folder)
                 tables += other_tables(records[name])
         tables += views.tables(msgspec.structs.replace(records["latency"], rows=merged(records)))
         for record in records.values():

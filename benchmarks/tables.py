@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -114,20 +116,38 @@ def sets_table(record: Record) -> Table | None:
 
 
 def other_tables(record: Record) -> list[Table]:
-    """Of a record that brings tables of its own in ``found["tables"]``, these; else its figures, one a line."""
+    """Of a record that brings tables of its own in ``found["tables"]``, these.
+
+    Else one for each list of dictionaries in ``found``, and one with what else is there, a line a figure.
+    """
+    title = record.benchmark.capitalize()
     if "tables" in record.found:
         return [msgspec.convert(table, Table) for table in record.found["tables"]]
-    lines = [[name, value] for name, value in _leaves(record.found)]
-    return [Table(heading=record.benchmark.capitalize(), columns=["figure", "value"], rows=lines)] if lines else []
+    tables = []
+    for name, value in record.found.items():
+        if isinstance(value, list) and value and all(isinstance(line, dict) for line in value):
+            columns = list(dict.fromkeys(key for line in value for key in line))
+            rows = [[dict(_leaves(line.get(column, ""))).get("", "") for column in columns] for line in value]
+            heading, titles = f"{title}: {name.replace('_', ' ')}", [column.replace("_", " ") for column in columns]
+            tables.append(Table(heading=heading, columns=titles, rows=rows))
+    if lines := [[name, value] for name, value in _leaves(record.found)]:
+        tables.append(Table(heading=title, columns=["figure", "value"], rows=lines))
+    return tables
 
 
-def other_figures(record: Record) -> list[Figure]:
-    """The points in ``found["points"]`` of such a record, as quality against latency."""
-    points = [msgspec.convert(point, Point) for point in record.found.get("points", [])]
-    if not points:
-        return []
-    svg = plots.pareto(points, record.found.get("psnr_blurred"), record.settings.get("size", AT), record.benchmark)
-    return [Figure(heading=f"{record.benchmark.capitalize()}: quality against latency", svg=svg)]
+def other_figures(record: Record, folder: Path) -> list[Figure]:
+    """Such a record's ``found["points"]`` as quality against latency, and the figures NAME_*.svg beside it."""
+    title = record.benchmark.capitalize()
+    figures = []
+    if points := [msgspec.convert(point, Point) for point in record.found.get("points", [])]:
+        svg = plots.pareto(points, record.found.get("psnr_blurred"), record.settings.get("size", AT), record.benchmark)
+        figures.append(Figure(heading=f"{title}: quality against latency", svg=svg))
+    for path in sorted(folder.glob(f"{record.benchmark}_*.svg")):
+        # A file has a style for its own background; here the page's holds.
+        svg = re.sub(r"<style>svg\{.*?</style>", "", path.read_text(encoding="utf-8"), count=1, flags=re.DOTALL)
+        what = path.stem.removeprefix(f"{record.benchmark}_").replace("_", " ")
+        figures.append(Figure(heading=f"{title}: {what}", svg=svg))
+    return figures
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

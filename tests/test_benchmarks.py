@@ -226,7 +226,9 @@ def records() -> dict[str, Record]:
         ),
         "peers": made("peers", peers, int8_cpu_against_eager_fp32=ratio, product_model="hd", networks=networks),
         "pruning": made("pruning", [], tables=[pruned, pruned | {"heading": "More"}], points=points),
-        "engine": made("engine", [], overhead={"engine_over_session": 1.0123, "frames": 12}),
+        "engine": made(
+            "engine", [], overhead={"engine_over_session": 1.0123, "frames": 12}, trials=[{"tile_px": 512, "ms": 7.125}]
+        ),
         "limits": made("limits", [], shares=[share], ceilings=ceilings),
         "scaling": made("scaling", [], **scaling),
     }
@@ -237,6 +239,8 @@ def reported(script, tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout")
     for name, record in records().items():
         write_json(root / "results" / f"{name}.json", record)
+    drawn = "<svg><style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style><g/></svg>"
+    (root / "results" / "engine_tiles.svg").write_text(drawn)
     (root / "README.md").write_text("# before\n\n<!-- table:begin -->\nold\n<!-- table:end -->\n\nafter\n")
     tiny.write_bundle(root / "bundle")
     assert script("report").run(options(script, root)) == 0
@@ -264,8 +268,19 @@ def test_readme_figures_and_page_are_made_from_the_records(checkout, script):
     for text in ("28.50 | +1.50 | 0.8000", "61%", "**7.0 times** faster", "differed by 1.0% (median) and 3.0% (most)"):
         assert text in readme
     html = (checkout / "results" / "report.html").read_text()
-    assert html.count("<svg") == 4
-    for text in ("31.250", "article, seeded (210 kMAC a pixel)", ">999<", ">1.012<", "More", "28.41"):
+    assert html.count("<svg") == 5
+    assert "Engine: tiles" in html
+    assert "svg{color" not in html
+    for text in (
+        "31.250",
+        "article, seeded (210 kMAC a pixel)",
+        ">999<",
+        ">1.012<",
+        "More",
+        "28.41",
+        "tile px",
+        ">7.125<",
+    ):
         assert text in html
     # README has the first table of a record that brings its own, and nothing of other networks or sets.
     assert "**Pruned**\n\n| removed | PSNR |\n|---|---:|\n| half | 28.41 |\n\nRecovered." in readme

@@ -46,8 +46,9 @@ class Timing:
     """Share of its time that a call waited for a core, on average; None if unknown."""
 
     @classmethod
-    def of(cls, laps: Sequence[Lap]) -> Timing:
-        """Summary of repeated calls (at least one)."""
+    def of(cls, times: Sequence[Lap | float]) -> Timing:
+        """Summary of repeated calls (at least one), laps or plain milliseconds."""
+        laps = [time if isinstance(time, Lap) else Lap(time) for time in times]
         times_ms, steady = [lap.ms for lap in laps], [lap.steady_ms for lap in laps]
         known = [lap.waited_ms / lap.ms for lap in laps if lap.waited_ms is not None]
         return cls(
