@@ -97,7 +97,7 @@ def candidate(model: str) -> Candidate:
     engine = DeblurEngine(model)
     if engine.receipt.tuned is None:
         raise ProviderError(engine.receipt.skipped.get("tuned", "the choice was not found"))
-    return Candidate(restore=engine, facts={"text": str(engine.receipt)})
+    return Candidate(restore=engine, facts={"text": str(engine.receipt)}, threads=engine.receipt.threads)
 
 
 def _present(names: Sequence[str]) -> dict[str, Provider]:
