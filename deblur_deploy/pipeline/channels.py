@@ -93,10 +93,12 @@ class Channels:
         if not isinstance(output, Tensor):
             raise InputError(f"the network returns {type(output).__name__}; one image tensor is needed")
         self.costs = _costs(model, example, forward)
-        self._found = list(self._graph(model).get_all_groups())
-        found = {group.name: group for group in map(self._record, self._found)}
+        self._traced = {
+            (one := self._record(group)).name: (group, one) for group in self._graph(model).get_all_groups()
+        }
         # In the order in which the network is built.
-        self.groups = {name: found[name] for name in self.costs if name in found and name not in keep}
+        names = [name for name in self.costs if name in self._traced and name not in keep]
+        self.groups = {name: self._traced[name][1] for name in names}
         if probe:
             self._probe()
         if not self.groups:
@@ -141,8 +143,7 @@ class Channels:
 
     def rated(self, importance: Callable[[Any], Tensor]) -> dict[str, Tensor]:
         """One of torch-pruning's importances for every group, as a value for each channel."""
-        rated = {self._record(group).name: importance(group).detach() for group in self._found}
-        return {name: rated[name] for name in self.groups}
+        return {name: importance(self._traced[name][0]).detach() for name in self.groups}
 
     def _graph(self, model: nn.Module) -> Any:
         try:
@@ -281,8 +282,8 @@ def _silence(module: nn.Module, outputs: Sequence[int]) -> None:
         module.weight[:, outputs] = 0
     elif isinstance(module.weight, Tensor):
         module.weight[outputs] = 0
-    if isinstance(getattr(module, "bias", None), Tensor):
-        module.bias[outputs] = 0
+    if isinstance(bias := getattr(module, "bias", None), Tensor):
+        bias[outputs] = 0
 
 
 def _one_line(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.pipeline.channels import Channels, Group, Removal
+from deblur_deploy.pipeline.prune_config import Importance, Target
 
-Importance = Literal["magnitude", "taylor", "activation"]
-Target = Literal["macs", "parameters"]
 Samples = Sequence[tuple[Tensor, Tensor]]
 """Batches of (blurred, sharp), float NCHW in [0, 1]."""
 

@@ -4,70 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
-import msgspec
 import torch
-import tyro
 from torch import Tensor, nn
 
 from deblur_deploy.errors import InputError, VerificationError
 from deblur_deploy.pipeline.channels import Channels
-from deblur_deploy.pipeline.importance import Importance, Samples, Target, allowed_widths, order, removal, score
-from deblur_deploy.pipeline.recover import RecoverConfig
+from deblur_deploy.pipeline.importance import Samples, allowed_widths, order, removal, score
+from deblur_deploy.pipeline.prune_config import Importance, PruneConfig, Target
 from deblur_deploy.training.unet import UNet, UNetConfig, Widths, parameter_count
-
-
-class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much smaller the network gets, by what measure, and how it recovers; without a target it stays as it is."""
-
-    macs: float | None = None
-    """Share of the multiply-accumulates to keep, as in 0.5."""
-    parameters: float | None = None
-    """Share of the parameters to keep."""
-    target_ms: float | None = None
-    """Latency that the exported network must have, on this machine."""
-    at: Annotated[str, tyro.conf.arg(prefix_name=False, metavar="WIDTHxHEIGHT")] = "1280x720"
-    """Size of the image that target-ms is for."""
-    provider: Annotated[str, tyro.conf.arg(prefix_name=False)] = "cpu"
-    """Execution provider that target-ms is for."""
-    precision: Literal["int8", "fp16", "fp32"] = "int8"
-    """Variant that target-ms is for."""
-    importance: Importance = "taylor"
-    """Which channels go first: those of the smallest weights, of the least effect on the loss, or of the least effect
-    on the layers that read them."""
-    multiple: int = 16
-    """Widths become multiples of this (of less, in layers narrower than twice of it): what kernels like."""
-    rounds: int = 1
-    """Times that the network is pruned and recovers, each time by the same factor."""
-    recover: RecoverConfig = RecoverConfig()
-    """Fine-tuning afterwards."""
-
-    def __post_init__(self) -> None:
-        for name in ("macs", "parameters"):
-            share = getattr(self, name)
-            if share is not None and not 0 < share <= 1:
-                raise ValueError(f"{name} is {share:g}; allowed: more than 0, up to 1 (the share to keep)")
-        if self.target_ms is not None and not 0 < self.target_ms < float("inf"):
-            raise ValueError(f"target_ms is {self.target_ms:g}; allowed: more than 0")
-        given = [name for name in ("macs", "parameters", "target_ms") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are given together; allowed: one of them")
-        for name in ("multiple", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-        self.size()
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to do."""
-        return not self.macs is self.parameters is self.target_ms is None
-
-    def size(self) -> tuple[int, int]:
-        """(width, height) of ``at``."""
-        width, _, height = self.at.partition("x")
-        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-            raise ValueError(f"at is {self.at!r}; allowed: WIDTHxHEIGHT, as in 1280x720")
-        return int(width), int(height)
 
 
 class Plan:

@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import msgspec
 import torch
@@ -25,10 +24,11 @@ from torch import Tensor, nn
 from deblur_deploy.errors import InputError
 from deblur_deploy.files import writing_file
 from deblur_deploy.pipeline.photos import builtin_photographs
+from deblur_deploy.pipeline.prune_config import RecoverConfig
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.checkpoint import load_checkpoint
-from deblur_deploy.training.config import Stage, TrainConfig
+from deblur_deploy.training.config import TrainConfig
 from deblur_deploy.training.discovery import find_sources
 from deblur_deploy.training.losses import Loss
 from deblur_deploy.training.sources import Photos, Source
@@ -36,68 +36,6 @@ from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.train import Progress, Trainer
 from deblur_deploy.training.unet import UNet, pad_to_multiple
 from deblur_deploy.training.validation import PairSets, validate
-
-
-class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a pruned network is fine-tuned."""
-
-    data: tuple[str, ...] = ()
-    """Photographs, pairs or videos as deblur-train takes them; without any, five that scikit-image carries."""
-    frames: tuple[str, ...] = ()
-    """Folders of consecutive frames, or videos, as deblur-train takes them."""
-    steps: int = 600
-    """Optimizer steps, over all rounds; 0 is no recovery."""
-    minutes: float | None = None
-    """Time for all rounds instead of steps: as many as fit, by the pace of the first few."""
-    patches: int = 8
-    """Patches in a batch."""
-    side_px: int = 192
-    """Height and width of a patch."""
-    learning_rate: float = 5e-4
-    """Highest learning rate."""
-    teacher: float = 1.0
-    """Weight of the loss against the unpruned network's image, beside 1 for the truth."""
-    features: float = 0.01
-    """Weight of the relative squared error of the decoder's features against the unpruned network's."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of training."""
-    workers: int = 1
-    """Processes that make batches ahead."""
-    seed: int = 0
-    """Seed of data order and blur."""
-    blur: BlurConfig = BlurConfig()
-    """What blur photographs get."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("patches", 1), ("teacher", 0), ("features", 0), ("workers", 0), ("seed", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise ValueError(f"minutes is {self.minutes:g}; allowed: more than 0")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate:g}; allowed: more than 0")
-        Stage(share=1, patches=self.patches, side_px=self.side_px)
-
-    @property
-    def weak(self) -> bool:
-        """Whether there is no data but the built-in photographs."""
-        return not (self.data or self.frames)
-
-    def training(self, steps: int) -> TrainConfig:
-        """The training run of ``steps`` steps."""
-        return TrainConfig(
-            steps=steps,
-            stages=(Stage(share=1, patches=self.patches, side_px=self.side_px),),
-            learning_rate=self.learning_rate,
-            warmup_steps=min(100, steps // 10),
-            # Averaged over the last tenth of the run, or it would remember the network before recovery.
-            ema=min(0.999, max(0.0, 1 - 10 / steps)),
-            precision=self.precision,
-            workers=self.workers,
-            seed=self.seed,
-            validate_every=max(1, -(-steps // 4)),
-            log_every=min(50, max(1, steps // 10)),
-        )
 
 
 class Distilled(Supervised):
@@ -156,7 +94,7 @@ def batches_for(config: RecoverConfig, training: TrainConfig, folder: Path) -> B
     if not config.weak:
         found = find_sources(config.data, config.frames, frames_folder=folder / "frames")
         weighted = [pair for item in found for pair in item.weighted()]
-    return Batches(weighted, config.blur, training.schedule(), seed=config.seed)
+    return Batches(weighted, BlurConfig(), training.schedule(), seed=config.seed)
 
 
 def samples_for(config: RecoverConfig, folder: Path, count: int = 8) -> list[tuple[Tensor, Tensor]]:
