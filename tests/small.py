@@ -7,10 +7,9 @@ from functools import cache
 import torch
 from onnx import ModelProto
 
-from deblur_deploy.pipeline.graph import Layout, export_body
-from deblur_deploy.pipeline.quantize import Int8Config
+from deblur_deploy.pipeline.config import Int8Config, Layout, VerifyConfig
+from deblur_deploy.pipeline.graph import export_body
 from deblur_deploy.pipeline.recipe import Recipe
-from deblur_deploy.pipeline.verify import VerifyConfig
 from deblur_deploy.training.unet import UNet, UNetConfig
 
 CONFIGS = {

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import psnr
+from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.graph import assemble
-from deblur_deploy.pipeline.quantize import Int8Config, calibration_tiles, quantize_body, to_blocks
+from deblur_deploy.pipeline.quantize import calibration_tiles, quantize_body, to_blocks
 from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo
 from tests.small import CONFIGS, body, unet

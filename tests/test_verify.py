@@ -8,8 +8,9 @@ import pytest
 from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline import verify as verify_module
+from deblur_deploy.pipeline.config import VerifyConfig
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.verify import VerifyConfig, compare_with_torch, usable, verify
+from deblur_deploy.pipeline.verify import check_drop, compare_with_torch, measure, restore, time_on
 from deblur_deploy.runtime.engine import DeblurEngine
 from tests.photos import photo
 from tests.small import RECIPE, unet
@@ -29,13 +30,19 @@ def fp32(exporter):
 
 def test_an_honest_export_passes_with_every_figure(exporter, fp32):
     artifacts = [fp32, exporter.floats(), exporter.int8([photo(0, 80, 80)], RECIPE.int8, "rows")]
-    results = verify(artifacts, PAIRS, RECIPE.verify, ["cpu"])
-    assert [result.artifact.name for result in results] == ["fp32", "float", "int8"]
+    baseline = restore(fp32, PAIRS)
+    results = [measure(artifact, PAIRS, baseline) for artifact in artifacts]
     assert results[0].drop_db == 0
     for result in results:
+        check_drop(result, RECIPE.verify)
         assert result.size_bytes == result.artifact.path.stat().st_size
-        assert [(run.provider, run.median_ms > 0) for run in result.runs] == [("cpu", True)]
     assert results[2].db_to_fp32 < results[1].db_to_fp32
+    runs = time_on("cpu", artifacts, photo(0), 1)
+    assert [(run.provider, run.arithmetic, run.median_ms > 0) for run in runs] == [
+        ("cpu", "fp32", True),
+        ("cpu", "fp32", True),
+        ("cpu", "int8", True),
+    ]
 
 
 def test_other_weights_than_the_checkpoint_are_found(fp32):
@@ -58,12 +65,12 @@ def test_a_variant_that_lost_too_much_is_named(fp32, tmp_path):
     onnx.save(model, tmp_path / "int8.onnx")
     broken = replace(fp32, name="int8", path=tmp_path / "int8.onnx", precision="int8")
     with pytest.raises(VerificationError, match=r"int8 loses .* dB against fp32"):
-        verify([fp32, broken], PAIRS, RECIPE.verify, ["cpu"])
+        check_drop(measure(broken, PAIRS, restore(fp32, PAIRS)), RECIPE.verify)
 
 
 def test_a_provider_that_cannot_run_a_variant_is_named(fp32):
     with pytest.raises(VerificationError, match="fp32 does not run on cuda"):
-        verify([fp32], PAIRS, RECIPE.verify, ["cuda"])
+        time_on("cuda", [fp32], photo(0), 1)
 
 
 def test_a_provider_with_another_result_than_the_cpu_is_found_though_it_be_the_only_one(fp32, monkeypatch):
@@ -77,13 +84,7 @@ def test_a_provider_with_another_result_than_the_cpu_is_found_though_it_be_the_o
 
     monkeypatch.setattr(verify_module, "DeblurEngine", Wrong)
     with pytest.raises(VerificationError, match=r"fp32 on openvino is .* dB from its result on the CPU"):
-        verify([fp32], PAIRS, RECIPE.verify, ["openvino"])
-
-
-def test_a_provider_that_was_not_asked_for_is_left_out(fp32):
-    said = []
-    assert usable(fp32, ["cpu", "cuda"], said.append) == ["cpu"]
-    assert said[0].startswith("cuda is left out: ")
+        time_on("openvino", [fp32], photo(0), 1)
 
 
 @pytest.mark.parametrize(

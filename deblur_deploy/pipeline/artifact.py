@@ -8,7 +8,8 @@ from typing import Any
 
 from deblur_deploy.contract import Io, Precision
 from deblur_deploy.evaluation.quality import Quality
-from deblur_deploy.pipeline.graph import Layout
+from deblur_deploy.files import sha256
+from deblur_deploy.pipeline.config import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,16 @@ class Artifact:
     io: Io
     layout: Layout
 
+    def about(self) -> dict[str, str]:
+        """What a stage's record says of the file; :meth:`of` reads it."""
+        return {"name": self.name, "precision": self.precision, "io": self.io, "layout": self.layout}
+
+    @classmethod
+    def of(cls, about: dict[str, Any], folder: Path, parent_sha256: str) -> Artifact:
+        """The artifact that :meth:`about` told of, in ``folder``."""
+        path = folder / f"{about['name']}.onnx"
+        return cls(path=path, sha256=sha256(path), parent_sha256=parent_sha256, **about)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -36,6 +47,10 @@ class Run:
     """Effective precision of the convolutions."""
     median_ms: float
     p95_ms: float
+    measured: str = ""
+    """When: ISO 8601, UTC."""
+    cached: bool = False
+    """Whether an earlier run measured it, on this machine and with these versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -22,11 +20,10 @@ from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE, Layout
+from deblur_deploy.pipeline.config import Int8Config, Layout
+from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
 from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNetConfig
-
-Method = Literal["minmax", "percentile", "entropy"]
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -39,22 +36,6 @@ _OPS: dict[Layout, list[str]] = {
     "rows": ["Conv", "Relu", "MaxPool", "Concat", "Transpose", "Reshape"],
     "planes": ["Conv", "Relu", "MaxPool", "Concat", "DepthToSpace"],
 }
-
-
-class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to quantize."""
-
-    method: Method = "minmax"
-    """How activation ranges are found on the calibration photographs."""
-    tiles: int = 16
-    """Calibration tiles, spread over the photographs."""
-    tile_px: int = 256
-    """Height and width of a tile; less where the smallest photograph allows no more."""
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("tiles", 1), ("tile_px", 16)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {lowest} or more")
 
 
 def quantize_body(

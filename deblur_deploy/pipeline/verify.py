@@ -7,54 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from deblur_deploy.errors import ProviderError, VerificationError
-from deblur_deploy.evaluation.latency import at_size, take_turns
-from deblur_deploy.evaluation.quality import Pair, Quality, compare, mean_quality, psnr
+from deblur_deploy.evaluation.latency import take_turns
+from deblur_deploy.evaluation.quality import Pair, compare, mean_quality, psnr
 from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
+from deblur_deploy.pipeline.config import VerifyConfig
+from deblur_deploy.pipeline.stages import Progress
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
-from deblur_deploy.training.unet import UNet
-from deblur_deploy.training.validation import TorchRestorer
 
-Progress = Callable[[str], None]
+if TYPE_CHECKING:
+    from deblur_deploy.training.unet import UNet
 
 _SAME_RESULT_DB = 45
 """Providers round differently, and some compute in bf16; a wrong result is far below this."""
-
-
-class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What must hold for a bundle to be written."""
-
-    fp16_max_drop_db: float = 0.02
-    """PSNR that fp16 may lose against fp32, mean over the pairs."""
-    int8_max_drop_db: float = 0.05
-    """PSNR that int8 may lose against fp32, mean over the pairs."""
-    max_differing: float = 0.001
-    """Share of uint8 values in which fp32 ONNX may differ from torch, by one level."""
-    random_sizes: int = 6
-    """Random images of random sizes, besides one of 1x1, on which fp32 ONNX is compared with torch."""
-    width_px: int = 1280
-    """Width of the image that is timed."""
-    height_px: int = 720
-    """Height of the image that is timed."""
-    rounds: int = 10
-    """Timed calls of each variant on each provider."""
-    providers: tuple[str, ...] = ()
-    """Providers to run every variant on; empty means all that are present."""
-
-    def __post_init__(self) -> None:
-        for name, most in (("fp16_max_drop_db", 100), ("int8_max_drop_db", 100), ("max_differing", 1)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {most}")
-        for name, least in (("random_sizes", 0), ("width_px", 1), ("height_px", 1), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
 
 
 def compare_with_torch(artifact: Artifact, unet: UNet, images: Sequence[Image], config: VerifyConfig) -> float:
@@ -62,6 +33,8 @@ def compare_with_torch(artifact: Artifact, unet: UNet, images: Sequence[Image], 
 
     Compares on ``images`` and on random ones of random sizes.  Raises VerificationError beyond the limit.
     """
+    from deblur_deploy.training.validation import TorchRestorer  # the only need for torch here
+
     engine, reference = DeblurEngine(artifact.path, provider="cpu"), TorchRestorer(unet)
     rng = np.random.default_rng(0)
     sizes = np.concatenate([[[1, 1]], rng.integers(1, 300, (config.random_sizes, 2))])
@@ -84,67 +57,31 @@ def compare_with_torch(artifact: Artifact, unet: UNet, images: Sequence[Image], 
     return differing / total
 
 
-def verify(
-    artifacts: Sequence[Artifact],
-    pairs: Sequence[Pair],
-    config: VerifyConfig,
-    providers: Sequence[str],
-    on_progress: Progress = lambda _: None,
-) -> list[Measured]:
-    """Measure every variant on ``pairs`` and on every one of ``providers``, and time them in turn.
-
-    ``artifacts`` begins with the fp32 variant.  Raises VerificationError that names what does not hold.
-    """
-    baseline: list[tuple[Image, Quality]] = []
-    results = []
-    photo = at_size(pairs[0].blurred, config.width_px, config.height_px)
-    on_cpu: dict[str, Image] = {}
-    for artifact in artifacts:
-        on_progress(f"quality of {artifact.name}")
-        with DeblurEngine(artifact.path, provider="cpu") as engine:
-            restored = [_to_bytes(engine(_as_input(pair.blurred, artifact))) for pair in pairs]
-            on_cpu[artifact.name] = _to_bytes(engine(_as_input(photo, artifact)))
-        rows = [compare(image, pair) for image, pair in zip(restored, pairs, strict=True)]
-        baseline = baseline or list(zip(restored, rows, strict=True))
-        drops = [fp32.psnr - row.psnr for (_, fp32), row in zip(baseline, rows, strict=True)]
-        to_fp32 = [psnr(image, fp32) for image, (fp32, _) in zip(restored, baseline, strict=True)]
-        results.append(
-            Measured(
-                artifact=artifact,
-                size_bytes=artifact.path.stat().st_size,
-                quality=mean_quality(rows),
-                drop_db=float(np.mean(drops)),
-                worst_drop_db=float(np.max(drops)),
-                db_to_fp32=float(np.mean(to_fp32)),
-            )
-        )
-        _check_drop(results[-1], config)
-    for provider in providers:
-        _run_on(provider, results, photo, on_cpu, config.rounds, on_progress)
-    return results
+def restore(artifact: Artifact, pairs: Sequence[Pair]) -> list[Image]:
+    """What ``artifact`` makes of each pair's blurred image on the CPU, as bytes."""
+    with DeblurEngine(artifact.path, provider="cpu") as engine:
+        return [_to_bytes(engine(_as_input(pair.blurred, artifact))) for pair in pairs]
 
 
-def usable(artifact: Artifact, providers: Sequence[str], on_progress: Progress) -> list[str]:
-    """Those of ``providers`` that load and run ``artifact``; a GPU build without a GPU, say, does not."""
-    found = []
-    for provider in providers:
-        try:
-            DeblurEngine(artifact.path, provider=provider).close()
-            found.append(provider)
-        except ProviderError as error:
-            on_progress(f"{provider} is left out: {error}")
-    return found
+def measure(artifact: Artifact, pairs: Sequence[Pair], baseline: Sequence[Image]) -> Measured:
+    """Quality of ``artifact`` on ``pairs``, on the CPU, against the truth and against ``baseline``, fp32's results."""
+    restored = restore(artifact, pairs)
+    rows = [compare(image, pair) for image, pair in zip(restored, pairs, strict=True)]
+    fp32 = [psnr(image, pair.sharp) for image, pair in zip(baseline, pairs, strict=True)]
+    drops = [before - row.psnr for before, row in zip(fp32, rows, strict=True)]
+    to_fp32 = [psnr(image, before) for image, before in zip(restored, baseline, strict=True)]
+    return Measured(
+        artifact=artifact,
+        size_bytes=artifact.path.stat().st_size,
+        quality=mean_quality(rows),
+        drop_db=float(np.mean(drops)),
+        worst_drop_db=float(np.max(drops)),
+        db_to_fp32=float(np.mean(to_fp32)),
+    )
 
 
-def _as_input(image: Image, artifact: Artifact) -> NDArray[Any]:
-    return image if artifact.io == "uint8" else image.astype(np.float32) / 255
-
-
-def _to_bytes(image: NDArray[Any]) -> Image:
-    return image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
-
-
-def _check_drop(result: Measured, config: VerifyConfig) -> None:
+def check_drop(result: Measured, config: VerifyConfig) -> None:
+    """Raise VerificationError if ``result`` lost more than its precision may."""
     limits = {"fp32": 0.005, "fp16": config.fp16_max_drop_db, "int8": config.int8_max_drop_db}
     limit = limits[result.artifact.precision]
     if not result.drop_db <= limit:
@@ -154,27 +91,28 @@ def _check_drop(result: Measured, config: VerifyConfig) -> None:
         )
 
 
-def _run_on(
-    provider: str,
-    results: Sequence[Measured],
-    photo: Image,
-    on_cpu: dict[str, Image],
-    rounds: int,
-    on_progress: Progress,
-) -> None:
-    """Run every variant on ``provider``, compare it with its result on the CPU, and time them in turn."""
+def time_on(
+    provider: str, artifacts: Sequence[Artifact], photo: Image, rounds: int, on_progress: Progress = lambda _: None
+) -> list[Run]:
+    """Run every variant on ``provider``, compare it with its result on the CPU, and time them in turn on ``photo``.
+
+    The answer has one run for each of ``artifacts``, in their order.
+
+    Raises VerificationError that names the variant that does not run, or gives something else.
+    """
     engines: dict[str, DeblurEngine] = {}
     calls: dict[str, Callable[[], object]] = {}
-    for result in results:
-        artifact = result.artifact
+    for artifact in artifacts:
         on_progress(f"{artifact.name} on {provider}")
         image = _as_input(photo, artifact)
+        with DeblurEngine(artifact.path, provider="cpu") as engine:
+            on_cpu = _to_bytes(engine(image))
         try:
             engine = DeblurEngine(artifact.path, provider=provider)
             restored = _to_bytes(engine(image))
         except ProviderError as error:
             raise VerificationError(f"{artifact.name} does not run on {provider}: {error}") from None
-        agreement = psnr(restored, on_cpu[artifact.name])
+        agreement = psnr(restored, on_cpu)
         if agreement < _SAME_RESULT_DB:
             raise VerificationError(
                 f"{artifact.name} on {provider} is {agreement:.1f} dB from its result on the CPU; "
@@ -184,14 +122,21 @@ def _run_on(
         calls[artifact.name] = partial(engine, image)
     on_progress(f"latency on {provider}")
     timings = take_turns(calls, rounds=rounds)
-    for result in results:
-        receipt, timing = engines[result.artifact.name].receipt, timings[result.artifact.name]
-        result.runs.append(
-            Run(
-                provider=provider,
-                device=receipt.device,
-                arithmetic=receipt.effective_precision,
-                median_ms=timing.median_ms,
-                p95_ms=timing.p95_ms,
-            )
+    return [
+        Run(
+            provider=provider,
+            device=engine.receipt.device,
+            arithmetic=engine.receipt.effective_precision,
+            median_ms=timings[name].median_ms,
+            p95_ms=timings[name].p95_ms,
         )
+        for name, engine in engines.items()
+    ]
+
+
+def _as_input(image: Image, artifact: Artifact) -> NDArray[Any]:
+    return image if artifact.io == "uint8" else image.astype(np.float32) / 255
+
+
+def _to_bytes(image: NDArray[Any]) -> Image:
+    return image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
