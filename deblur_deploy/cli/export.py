@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -20,7 +20,11 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.pipeline.artifact import Measured
 from deblur_deploy.pipeline.bundle import build_bundle
 from deblur_deploy.pipeline.recipe import Recipe, read_recipe
+from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+
+if TYPE_CHECKING:
+    from deblur_deploy.evaluation.page import Table as PageTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,13 @@ def run(arguments: Arguments) -> int:
     else:
         size = f"{recipe.verify.width_px}x{recipe.verify.height_px}"
         # A pipe or a log has no width of its own, and 80 columns would cut names.
-        Console(width=None if sys.stdout.isatty() else 120).print(table(results, size))
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        if recipe.prune:
+            from deblur_deploy.pipeline.prune_report import outcome, widths
+
+            pruning = json.loads((arguments.out / MANIFEST).read_text(encoding="utf-8"))["pruning"]
+            console.print(*map(as_grid, (widths(pruning), outcome(pruning))), sep="\n")
+        console.print(table(results, size))
     log.print(f"bundle: {arguments.out}")
     return OK
 
@@ -100,6 +110,16 @@ def table(results: Sequence[Measured], size: str) -> Table:
             *(f"{run_.median_ms:.1f}" for run_ in result.runs),
             "; ".join(f"{run_.provider} in {run_.arithmetic}" for run_ in result.runs),
         )
+    return grid
+
+
+def as_grid(page_table: PageTable) -> Table:
+    """A table of the report, for the terminal."""
+    grid = Table(title=page_table.heading, caption=page_table.note or None)
+    for index, name in enumerate(page_table.columns):
+        grid.add_column(name, justify="right" if index else "left")
+    for row in page_table.rows:
+        grid.add_row(*row)
     return grid
 
 

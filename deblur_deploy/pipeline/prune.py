@@ -148,13 +148,15 @@ def network_of(plan: Plan, share: float) -> UNet:
     widths, whole = plan.widths(share), plan.channels.model
     unet = as_unet(plan.network(widths))
     assert isinstance(whole, UNet)
-    found = {
-        "macs": unet.config.macs_per_pixel / whole.config.macs_per_pixel,
-        "parameters": parameter_count(unet) / parameter_count(whole),
-    }[plan.target]
+    found = cost_of(unet, plan.target) / cost_of(whole, plan.target)
     if abs(found - plan.share(widths)) > 1e-9:
         raise VerificationError(f"pruning counted {plan.share(widths)} of the {plan.target}, the network has {found}")
     return unet
+
+
+def cost_of(unet: UNet, target: Target) -> float:
+    """What ``unet`` costs in the measure of ``target``."""
+    return unet.config.macs_per_pixel if target == "macs" else parameter_count(unet)
 
 
 def sensitivity(

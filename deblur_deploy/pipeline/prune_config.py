@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -116,6 +117,13 @@ class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
         return not self.macs is self.parameters is self.target_ms is None
+
+    def absolute(self) -> PruneConfig:
+        """The same with the training data named from wherever one stands."""
+        data, frames = (
+            tuple(str(Path(text).absolute()) for text in texts) for texts in (self.recover.data, self.recover.frames)
+        )
+        return msgspec.structs.replace(self, recover=msgspec.structs.replace(self.recover, data=data, frames=frames))
 
     def size(self) -> tuple[int, int]:
         """(width, height) of ``at``."""
