@@ -59,7 +59,7 @@ class Pruning(Options):
     """Consecutive frames, as deblur-train takes them."""
     val: tuple[Path, ...] = ()
     """Pairs to measure on; without any, the built-in ones."""
-    work: Path
+    work: Path = Path("pruning-work")
     """Folder of the networks; what is in it is not trained again."""
     steps: int = 1000
     """Training steps of each network."""
@@ -67,6 +67,8 @@ class Pruning(Options):
     """Patches in a batch."""
     side_px: int = 256
     """Height and width of a patch."""
+    learning_rate: float = RecoverConfig().learning_rate
+    """Of recovery, and of the dense network that is trained on."""
     importance: Importance = "taylor"
     """Which channels go first."""
     workers: int = 1
@@ -84,6 +86,7 @@ class Pruning(Options):
             steps=steps,
             patches=self.patches,
             side_px=side,
+            learning_rate=self.learning_rate,
             workers=self.workers,
         )
 

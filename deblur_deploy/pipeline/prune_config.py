@@ -29,7 +29,7 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Patches in a batch."""
     side_px: int = 192
     """Height and width of a patch."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     """Highest learning rate."""
     teacher: float = 1.0
     """Weight of the loss against the unpruned network's image, beside 1 for the truth."""

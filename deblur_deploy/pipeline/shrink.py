@@ -9,6 +9,7 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Shrinking:
             code=(_FIT, _RECOVER),
             inputs={"checkpoint": self.parent, "data": data_digest(self.config.recover)},
             config={**self._importance(), **self._target(), "target_ms": self.config.target_ms},
-            environment={**package_versions(), **machine()},
+            environment={**package_versions(), **_machine()},
         )
 
     def _timed(self, nets: Sequence[Any]) -> list[float]:
@@ -111,7 +112,7 @@ class Shrinking:
             code=(_FIT,),
             inputs={str(number): digest(msgspec.to_builtins(net.config)) for number, net in enumerate(nets)},
             config=self._target(),
-            environment={**package_versions(), **machine()},
+            environment={**package_versions(), **_machine()},
         )
         return list(done.record["ms"])
 
@@ -214,7 +215,7 @@ class Shrinking:
             code=(_FIT,),
             inputs={"checkpoint": self.parent, "pruned": sha256(recovered)},
             config=self._target(),
-            environment={**package_versions(), **machine()},
+            environment={**package_versions(), **_machine()},
         )
 
     def _target(self) -> Record:
@@ -222,6 +223,9 @@ class Shrinking:
 
     def _importance(self) -> Record:
         return {"importance": self.config.importance, "multiple": self.config.multiple}
+
+
+_machine = cache(machine)  # it asks other programs, and every stage asks it
 
 
 def data_digest(config: RecoverConfig) -> str:
@@ -239,4 +243,4 @@ def data_digest(config: RecoverConfig) -> str:
 
 def _computing() -> Record:
     """What decides the numbers that training gives."""
-    return {**DECODERS, **versions("torch", "torch-pruning", "accelerate"), "processor": machine()["processor"]}
+    return {**DECODERS, **versions("torch", "torch-pruning", "accelerate"), "processor": _machine()["processor"]}
