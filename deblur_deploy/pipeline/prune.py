@@ -43,6 +43,7 @@ class Plan:
 
         Raises InputError if even the smallest network keeps more.
         """
+        share *= 1 + 1e-9  # a share that was computed from widths gives these widths
         widths = next((widths for widths in self.path if self.share(widths) <= share), None)
         if widths is None:
             what = "multiply-accumulates" if self.target == "macs" else "parameters"

@@ -222,7 +222,11 @@ class Shrinking:
         return {"provider": self.config.provider, "precision": self.config.precision, "at": self.config.at}
 
     def _importance(self) -> Record:
-        return {"importance": self.config.importance, "multiple": self.config.multiple}
+        return {
+            "importance": self.config.importance,
+            "multiple": self.config.multiple,
+            "seed": self.config.recover.seed,
+        }
 
 
 _machine = cache(machine)  # it asks other programs, and every stage asks it
