@@ -23,6 +23,7 @@ from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 RESULTS = Path(__file__).parent / "results"
 PROVIDERS = ("cpu", "openvino", "cuda")
+BUILTIN = "built-in photographs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +74,12 @@ def pairs(options: Options) -> list[Pair]:
 def progress() -> Progress:
     """Says on standard error what is being measured."""
     console = Console(stderr=True)
-    return lambda what: console.print(f"- {what}", highlight=False, markup=False)
+
+    return lambda what: console.print(f"- {what}", highlight=False, markup=False, soft_wrap=True)
 
 
-def save(record: Record, options: Options) -> int:
-    """Write the record to ``NAME.json``; answers the exit status."""
+def save(record: Record, options: Options, lost: Sequence[str] = ()) -> int:
+    """Write the record to ``NAME.json``; answers the exit status, 1 if a row failed or an image was ``lost``."""
     path = options.out / f"{record.benchmark}.json"
     write_json(path, record)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -87,7 +89,7 @@ def save(record: Record, options: Options) -> int:
     for row in failed:
         console.print(f"FAILED {' '.join(row.key)}: {row.error}")
     console.print(f"written: {path}")
-    return SOME_FAILED if failed else OK
+    return SOME_FAILED if failed or lost else OK
 
 
 def script(options: type[Any], run: Callable[[Any], int]) -> None:

@@ -1,175 +1,132 @@
 """What the engine costs beside the bare session, from a cold start, on a large photo and over a long life.
 
-    python benchmarks/engine.py overhead|cold|large|threads|soak [--model BUNDLE] [--provider NAME] [--precision P]
+    python -m benchmarks.engine all
 
-Each ends in one JSON line.  ``overhead`` runs the engine and ``session.run`` of the same fixed-shape session in turn;
-``large`` takes a photo (--photo) or noise of 20 megapixels; ``soak`` makes 20,000 calls of varying sizes.
+``overhead`` runs the engine and ``session.run`` of the same session in turn at 1280x720; ``cold`` starts new processes;
+``large`` restores a photo of 20 megapixels (--photo, else noise); ``threads`` compares 8 threads with one; ``soak``
+makes many calls of varying sizes.  Each runs in a process of its own, and ends in one JSON line; ``all`` keeps them in
+one record, with the frames per second beside what the machine's ceilings would allow.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from typing import Annotated, Any, Literal
 
-import numpy as np
+import tyro
 
-from deblur_deploy import DeblurEngine
-from deblur_deploy.contract import INPUT, OUTPUT
-from deblur_deploy.runtime.memory import resident_bytes
+sys.path.insert(0, str(Path(__file__).parent))  # for python -m benchmarks.engine
 
+from common import Options, progress, save, script
 
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+from deblur_deploy.cli.common import OK
+from deblur_deploy.errors import InputError, ProviderError
+from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.runtime.threads import usable_cores
 
-
-def status_mb(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
-
-
-def overhead(arguments: argparse.Namespace) -> dict[str, object]:
-    """Engine against the session that it uses, a b c c b a, medians of ms."""
-    engine, image = make(arguments), noise(720, 1280)
-    for _ in range(4):
-        engine(image)
-    session = engine._main._fixed[(1, *image.shape)]._session
-    anyshape = engine._main._any._session
-    times: dict[str, list[float]] = {"engine": [], "session": [], "dynamic": []}
-    calls = [
-        ("engine", lambda: engine(image)),
-        ("session", lambda: session.run([OUTPUT], {INPUT: image[None]})),
-        ("dynamic", lambda: anyshape.run([OUTPUT], {INPUT: image[None]})),
-    ]
-    for repeat in range(arguments.repeats):
-        # Forth and back, so that none always follows the same other one.
-        for name, call in calls if repeat % 2 == 0 else reversed(calls):
-            start = time.perf_counter()
-            call()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    found = {name: median(values) for name, values in times.items()}
-    ratio = median(a / b for a, b in zip(times["engine"], times["session"], strict=True))
-    return {
-        **found,
-        "frames_per_s": 1e3 / found["engine"],
-        "engine_over_session": ratio,
-        "dynamic_over_fixed": found["dynamic"] / found["session"],
-    }
+SIZE = "1280x720"
+PARTS = ("overhead", "cold", "large", "threads", "soak")
 
 
-def cold(arguments: argparse.Namespace) -> dict[str, object]:
-    """New processes: import, load, first 1280x720 image."""
-    code = (
-        "import time; s = time.perf_counter(); import numpy as np; from deblur_deploy import DeblurEngine;"
-        f"e = DeblurEngine({arguments.model!r}, {arguments.provider!r}, {arguments.precision!r});"
-        "l = time.perf_counter();"
-        "e(np.zeros((720, 1280, 3), np.uint8)); print(l - s, time.perf_counter() - s)"
+@dataclass(frozen=True, kw_only=True)
+class Engine(Options):
+    """Measure the engine, or one part of it."""
+
+    what: Annotated[Literal["all", "overhead", "cold", "large", "threads", "soak"], tyro.conf.Positional] = "all"
+    """``all`` writes a record; one part only prints what it found."""
+    provider: str = "auto"
+    """Execution provider."""
+    precision: str = "auto"
+    """Precision of the engine."""
+    photo: Path | None = None
+    """Large photo; by default noise of 20 megapixels."""
+    calls: int = 20_000
+    """Calls of the long life, at least 1000."""
+    repeats: int = 41
+    """Timed calls of ``overhead``."""
+
+    def part_options(self) -> dict[str, Any]:
+        """What the parts' process is told."""
+        return {
+            "model": str(self.model),
+            "provider": self.provider,
+            "precision": self.precision,
+            # A count of its own is another way to run: engines then take no turns.
+            "threads": self.threads if self.threads != usable_cores() else None,
+            "photo": str(self.photo) if self.photo else None,
+            "large": (1200, 1600) if self.quick else (3648, 5472),
+            "calls": 1000 if self.quick else self.calls,
+            "repeats": 5 if self.quick else self.repeats,
+            "starts": 2 if self.quick else 5,
+            "images": 20 if self.quick else 500,
+        }
+
+
+def run(options: Engine) -> int:
+    """Measure, and print or save."""
+    if options.calls < 1000 or options.repeats < 1:
+        raise InputError(f"calls is {options.calls}, repeats {options.repeats}; allowed: from 1000, and from 1")
+    if options.what != "all":
+        print(json.dumps({"part": options.what, **measured(options.what, options)}))
+        return OK
+    on_progress = progress()
+    found: dict[str, Any] = {}
+    notes: list[str] = []
+    for part in PARTS:
+        on_progress(part)
+        found[part] = measured(part, options)
+    on_progress("the machine's ceilings")
+    row = Row(
+        model=options.model.name,
+        variant=found["overhead"]["receipt"]["variant"],
+        provider=found["overhead"]["receipt"]["provider"],
+        size=SIZE,
+        median_ms=found["overhead"]["engine"],
+        calls=options.part_options()["repeats"],
+        facts={"receipt": found["overhead"].pop("receipt")},
     )
-    runs, whole = [], []
-    for _ in range(5):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        whole.append(time.perf_counter() - start)
-        runs.append([float(value) for value in done.stdout.split()])
-    return {
-        "loaded_s": median(r[0] for r in runs),
-        "first_image_s": median(r[1] for r in runs),
-        "process_s": median(whole),
-    }
+    found["limits"] = beside_limits(row, options, notes)
+    settings = options.settings(
+        provider=options.provider, precision=options.precision, photo=options.photo.name if options.photo else "noise"
+    )
+    return save(new_record("engine", settings, notes=notes, rows=[row], found=found), options)
 
 
-def large(arguments: argparse.Namespace) -> dict[str, object]:
-    """Peak memory over the bare interpreter with its libraries, and time per megapixel against 1 megapixel."""
-    import onnxruntime
-
-    from deblur_deploy.runtime.media import read_photo, write_photo
-
-    assert onnxruntime.__version__
-    bare = status_mb("VmRSS")
-    engine = make(arguments)
-    start = time.perf_counter()
-    photo = read_photo(Path(arguments.photo)) if arguments.photo else None
-    image = noise(3648, 5472) if photo is None else photo.pixels
-    decoded = time.perf_counter()
-    restored = engine(image)
-    done = time.perf_counter()
-    if photo is not None:
-        write_photo(Path("/tmp/deblur-large.jpg"), photo.with_pixels(restored))
-    peak, megapixels = status_mb("VmHWM") - bare, image.shape[0] * image.shape[1] / 1e6
-    small = np.ascontiguousarray(image[:1000, :1000])
-    engine(small), engine(small)
-    at_1, at_all = [], []
-    runs = [(at_1, small, 4, 4.0), (at_all, image, 1, megapixels)]
-    for repeat in range(4):
-        for times, pixels, calls, done_megapixels in runs if repeat % 2 == 0 else reversed(runs):
-            start = time.perf_counter()
-            for _ in range(calls):
-                engine(pixels)
-            times.append((time.perf_counter() - start) / done_megapixels)
-    return {
-        "megapixels": megapixels,
-        "peak_over_bare_mb": peak,
-        "first_run_s": done - decoded,
-        "s_per_mpx": median(at_all),
-        "s_per_mpx_at_1_mpx": median(at_1),
-        "ratio": median(a / b for a, b in zip(at_all, at_1, strict=True)),
-    }
+def measured(part: str, options: Engine) -> dict[str, Any]:
+    """One part in its process; raises ProviderError with its last words."""
+    command = [sys.executable, str(Path(__file__).with_name("engine_parts.py")), part]
+    done = subprocess.run([*command, json.dumps(options.part_options())], capture_output=True, text=True)
+    if done.returncode:
+        raise ProviderError(f"{part} failed: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def threads(arguments: argparse.Namespace) -> dict[str, object]:
-    """8 threads x 500 images against the same images one after the other."""
-    engine = make(arguments)
-    images = [noise(48 + 16 * (i % 7), 64 + 16 * (i % 5), i) for i in range(500)]
-    serial = [engine(image) for image in images]
-    other = make(arguments)
+def beside_limits(row: Row, options: Engine, notes: list[str]) -> dict[str, Any]:
+    """Frames per second, and the share of the machine's measured arithmetic and copying that they take."""
+    import msgspec
+    import torch
+    from limits import cpu_ceilings, gpu_ceilings, share
 
-    def differing(_: int) -> int:
-        return sum(not np.array_equal(other(image), result) for image, result in zip(images, serial, strict=True))
+    from deblur_deploy.runtime.bundle import MANIFEST
+    from deblur_deploy.training.unet import UNetConfig
 
-    with ThreadPoolExecutor(8) as pool:
-        return {"images": 8 * len(images), "differing": sum(pool.map(differing, range(8)))}
-
-
-def soak(arguments: argparse.Namespace) -> dict[str, object]:
-    """Memory after many calls of varying sizes, against that after the first 1,000."""
-    engine, random = make(arguments), np.random.default_rng(0)
-    usual = [(64, 96), (96, 64), (128, 128)]
-    trace = {}
-    for i in range(arguments.calls + 1):
-        if i % 1000 == 0:
-            trace[i] = (resident_bytes() or 0) / 2**20
-        size = usual[i % 3] if random.random() < 0.5 else tuple(int(n) for n in random.integers(1, 160, 2))
-        engine(noise(*size, i))
-    after = {count: mb for count, mb in trace.items() if count >= 1000}
-    return {
-        "mb_after_1000": after[1000],
-        "mb_at_most": max(after.values()),
-        "growth": max(after.values()) / after[1000] - 1,
-    }
-
-
-def make(arguments: argparse.Namespace) -> DeblurEngine:
-    return DeblurEngine(arguments.model, arguments.provider, arguments.precision)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overhead", "cold", "large", "threads", "soak"])
-    parser.add_argument("--model")
-    parser.add_argument("--provider", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--photo")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=20_000)
-    arguments = parser.parse_args()
-    found = globals()[arguments.what](arguments)
-    print(json.dumps({"benchmark": arguments.what, "provider": arguments.provider, **found}))
+    try:
+        manifest = json.loads((options.model / MANIFEST).read_text(encoding="utf-8"))
+        config = msgspec.convert(manifest["network"], UNetConfig)
+    except (OSError, KeyError, ValueError) as error:
+        notes.append(f"no shares of the limits: the bundle does not say what its network is ({error})")
+        return {}
+    side, seconds = (512, 1) if options.quick else (2048, 10)
+    ceilings = {"cpu": cpu_ceilings(side, options.threads, seconds)}
+    if row.provider == "cuda" and torch.cuda.is_available():
+        ceilings["cuda"] = gpu_ceilings(4 * side)
+    return {"frames_per_s": row.frames_per_s, "share": share(row, config, ceilings), "ceilings": ceilings}
 
 
 if __name__ == "__main__":
-    main()
+    script(Engine, run)

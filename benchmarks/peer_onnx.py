@@ -11,10 +11,12 @@ from deblur_deploy.evaluation.worker import Candidate
 from deblur_deploy.runtime.media import Image
 
 
-def onnxruntime_defaults(files: dict[str, str], threads: int) -> Candidate:
+def onnxruntime_defaults(files: dict[str, str], threads: int, provider: str = "CPUExecutionProvider") -> Candidate:
     """``files`` by WIDTHxHEIGHT; default session options but for the number of threads."""
     import onnxruntime as ort
 
+    if provider == "CUDAExecutionProvider":
+        ort.preload_dlls()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     sessions: dict[str, ort.InferenceSession] = {}
@@ -22,11 +24,15 @@ def onnxruntime_defaults(files: dict[str, str], threads: int) -> Candidate:
     def restore(image: Image) -> Image:
         size = f"{image.shape[1]}x{image.shape[0]}"
         if size not in sessions:
-            sessions[size] = ort.InferenceSession(files[size], options, providers=["CPUExecutionProvider"])
+            sessions[size] = ort.InferenceSession(files[size], options, providers=[provider])
+            # What cannot be loaded is silently replaced by the CPU.
+            if (first := sessions[size].get_providers()[0]) != provider:
+                raise RuntimeError(f"onnxruntime took {first} instead of {provider}")
         restored: Image = sessions[size].run(None, {"image": image[None]})[0][0]
         return restored
 
-    return Candidate(restore=restore, facts={"library": f"onnxruntime {ort.__version__}", "threads": threads})
+    facts = {"library": f"onnxruntime {ort.__version__}", "threads": threads, "provider": provider}
+    return Candidate(restore=restore, facts=facts, threads=threads)
 
 
 def openvino_native(files: dict[str, str], threads: int) -> Candidate:
@@ -48,7 +54,7 @@ def openvino_native(files: dict[str, str], threads: int) -> Candidate:
         restored: Image = compiled[size].infer({0: image[None]})[0][0]
         return restored
 
-    return Candidate(restore=restore, facts=facts)
+    return Candidate(restore=restore, facts=facts, threads=threads)
 
 
 def quantize_nncf(source: Path, target: Path, tiles: Sequence[Image]) -> Path:
@@ -103,7 +109,7 @@ def ncnn_native(param: str, weights: str, threads: int) -> Candidate:
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
     facts = {"library": f"ncnn {ncnn.__version__}", "threads": threads, "bf16 storage": net.opt.use_bf16_storage}
-    return Candidate(restore=restore, facts=facts)
+    return Candidate(restore=restore, facts=facts, threads=threads)
 
 
 def export_ncnn(checkpoint: Path, folder: Path, height: int, width: int) -> tuple[Path, Path]:

@@ -17,14 +17,15 @@ from deblur_deploy.training.checkpoint import load_checkpoint
 class Bytes(nn.Module):
     """The network from uint8 NHWC to uint8 NHWC, for heights and widths that it needs not pad."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.net = load_checkpoint(checkpoint)
+        self.net = load_checkpoint(checkpoint).to(dtype)
+        self.dtype = dtype
 
     def forward(self, image: Tensor) -> Tensor:
         """Restore a batch."""
         x = image.permute(0, 3, 1, 2).to(torch.float32) / 255
-        restored = self.net.core(x).to(torch.float32)
+        restored = self.net.core(x.to(self.dtype)).to(torch.float32)
         return (restored * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -37,11 +38,17 @@ def load(
     half: str = "",
     compiled: str = "",
 ) -> Candidate:
-    """``half`` is bfloat16 or float16 for autocast, ``compiled`` the mode of torch.compile."""
+    """``half`` is bfloat16 for autocast or float16 for weights too, ``compiled`` the mode of torch.compile.
+
+    float16 is what people use on GPUs, with weights that need no casting at each call; in bfloat16 the residual sum
+    would lose bits of the image, which autocast keeps.  Copies to and from the device are part of the call, and the
+    copy back waits for the result.
+    """
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     torch.backends.cudnn.benchmark = True
-    model: Any = Bytes(Path(checkpoint)).eval().to(device)
+    casts = half == "bfloat16"
+    model: Any = Bytes(Path(checkpoint), torch.float16 if half == "float16" else torch.float32).eval().to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     if compiled:
@@ -52,7 +59,7 @@ def load(
 
     def restore(image: Image) -> Image:
         batch = torch.from_numpy(np.ascontiguousarray(image))[None].to(device)
-        with torch.inference_mode(), torch.autocast(device, getattr(torch, half or "bfloat16"), enabled=bool(half)):
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=casts):
             restored: Image = model(batch)[0].cpu().numpy()
         return restored
 
@@ -61,11 +68,14 @@ def load(
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "channels_last": channels_last,
-        "autocast": half or None,
+        "autocast": half if casts else None,
+        "weights": half if half and not casts else "float32",
+        # What torch does by default with fp32 convolutions on a GPU.
+        "tf32": device == "cuda" and torch.backends.cudnn.allow_tf32 and not half,
         "torch.compile": compiled or None,
         "inductor freezing": bool(compiled),
     }
-    return Candidate(restore=restore, facts=facts)
+    return Candidate(restore=restore, facts=facts, threads=threads)
 
 
 def export(checkpoint: Path, target: Path, height: int, width: int) -> Path:

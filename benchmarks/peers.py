@@ -13,25 +13,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import onnxruntime as ort
 import torch
-from common import Options, pairs, product, progress, save, script
+from common import PROVIDERS, Options, pairs, present, product, progress, save, script
 
-from deblur_deploy.errors import ModelError
-from deblur_deploy.evaluation.bench import Entry, Plan, measure, measure_latency
+from deblur_deploy.errors import InputError, ModelError
+from deblur_deploy.evaluation.bench import Entry, Plan, Progress, entries_of, measure_latency
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.evaluation.sets import measure
 from deblur_deploy.files import existing, sha256
+from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.photos import builtin_calibration
+from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.media import Image
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
+from deblur_deploy.training.unet import PRESETS, Preset, UNet
 
 SIZE = (1280, 720)
 CROP = 352
 """Height and width of the crops for quality: the largest that all built-in photographs have."""
+SHIPPED = "shipped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +47,53 @@ class Peers(Options):
 
     checkpoint: Path = DEFAULT_CHECKPOINT
     """The weights that the bundle was made from."""
+    networks: tuple[str, ...] = (SHIPPED,)
+    """What to compare on, one after the other: 'shipped' (the bundle), checkpoints, or presets (article, hd, quality)
+    with weights drawn from a seed: as fast as trained ones, but without a PSNR that tells anything."""
     budget_s: float = 150
-    """Seconds of timed calls."""
+    """Seconds of timed calls, for each network."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.networks or len(set(self.networks)) < len(self.networks):
+            raise ValueError(f"networks is {self.networks}; allowed: one or more, each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One network, as the product's entries and as the checkpoint that the peers start from."""
+
+    name: str
+    checkpoint: Path
+    ours: list[Entry]
+    weights: str
+    """``trained`` or ``seeded``."""
 
 
 def run(options: Peers) -> int:
     """Prepare the peers, measure them beside the product, and save."""
     notes: list[str] = []
-    ours = product(options, notes)
-    _same_weights(options)
     crops = [_crop(pair) for pair in pairs(options)]
+    photo = pairs(options)[0].blurred
+    plan = Plan(sizes=(SIZE,), budget_s=options.budget_s / 5 if options.quick else options.budget_s)
     on_progress = progress()
-    with tempfile.TemporaryDirectory(prefix="deblur-peers-") as folder:
-        theirs, failed = _peers(options, Path(folder), notes, on_progress)
-        photo = pairs(options)[0].blurred
-        plan = Plan(sizes=(SIZE,), budget_s=options.budget_s / 5 if options.quick else options.budget_s)
-        outcome = measure([*ours, *theirs], crops, photo, plan, on_progress)
-        on_progress("int8 and eager PyTorch in turn")
-        ratio = _int8_against_eager([*ours, *theirs], photo, plan)
+    rows: list[Row] = []
+    about: dict[str, Any] = {}
+    found: dict[str, Any] = {"networks": about}
+    references: dict[str, float] = {}
+    for at, name in enumerate(options.networks):
+        with tempfile.TemporaryDirectory(prefix="deblur-peers-") as folder:
+            network = _network(name, options, Path(folder), notes, on_progress)
+            theirs, failed = _peers(network, options, Path(folder), notes, on_progress)
+            outcome = measure([*network.ours, *theirs], {"crops": crops}, photo, plan, on_progress)
+            rows += [*outcome.rows, *failed]
+            references = references or outcome.reference_ms
+            about[network.name] = {"weights": network.weights, "machine_noise": outcome.machine_noise}
+            about[network.name]["macs_per_pixel"] = load_checkpoint(network.checkpoint).config.macs_per_pixel
+            if at == 0:
+                on_progress("int8 and eager PyTorch in turn")
+                found["product_model"] = network.name
+                found["int8_cpu_against_eager_fp32"] = _int8_against_eager([*network.ours, *theirs], photo, plan)
     record = new_record(
         "peers",
         options.settings(
@@ -66,12 +102,45 @@ def run(options: Peers) -> int:
             data=f"{CROP}x{CROP} crops of the built-in photographs",
             pairs=[pair.name for pair in crops],
         ),
-        reference_ms=outcome.reference_ms,
-        notes=notes,
-        rows=[*outcome.rows, *failed],
-        found={"product_model": options.model.name, "int8_cpu_against_eager_fp32": ratio},
+        reference_ms=references,
+        notes=list(dict.fromkeys(notes)),
+        rows=rows,
+        found=found,
     )
     return save(record, options)
+
+
+def _network(name: str, options: Peers, folder: Path, notes: list[str], on_progress: Progress) -> Network:
+    """The shipped bundle, or the float and int8 variants of another network, written into ``folder``."""
+    if name == SHIPPED:
+        _same_weights(options)
+        ours = product(options, notes)
+        return Network(name=options.model.name, checkpoint=options.checkpoint, ours=ours, weights="trained")
+    on_progress(f"exporting {name}")
+    checkpoint, weights = Path(name), "trained"
+    if name in PRESETS:
+        checkpoint, weights = folder / f"{name}.safetensors", "seeded"
+        save_checkpoint(_seeded(cast("Preset", name)), checkpoint)
+        name = f"{name}, seeded"
+    elif not checkpoint.is_file():
+        raise InputError(f"networks has {name!r}; allowed: {SHIPPED}, {', '.join(PRESETS)} or a checkpoint")
+    else:
+        name = checkpoint.stem
+    exporter = Exporter(load_checkpoint(checkpoint), sha256(checkpoint), folder)
+    photos, how = builtin_calibration(), Recipe().int8
+    files = [exporter.fp32(), exporter.fp16(), *(exporter.int8(photos, how, layout) for layout in ("rows", "planes"))]
+    providers = present(PROVIDERS, notes)
+    entries = [entry for made in files for entry in entries_of(made.path, providers, threads=options.threads)]
+    ours = sorted((replace(entry, model=name) for entry in entries), key=lambda entry: providers.index(entry.provider))
+    return Network(name=name, checkpoint=checkpoint, ours=ours, weights=weights)
+
+
+def _seeded(preset: Preset) -> UNet:
+    """The preset with weights from a seed everywhere, also in the head, which starts as zero."""
+    torch.manual_seed(0)
+    unet = UNet(PRESETS[preset])
+    torch.nn.init.normal_(unet.head.weight, std=0.01)
+    return unet
 
 
 def _same_weights(options: Peers) -> None:
@@ -96,17 +165,17 @@ def _crop(pair: Pair) -> Pair:
 
 
 def _peers(
-    options: Peers, folder: Path, notes: list[str], on_progress: Callable[[str], None]
+    network: Network, options: Peers, folder: Path, notes: list[str], on_progress: Progress
 ) -> tuple[list[Entry], list[Row]]:
     """The peers that are ready, and a row for each that could not be prepared."""
     found: list[Entry] = []
     failed: list[Row] = []
-    threads, checkpoint = options.threads, str(options.checkpoint.resolve())
+    threads, checkpoint = options.threads, str(network.checkpoint.resolve())
 
     def add(variant: str, library: str, factory: str, prepare: Callable[[], dict[str, Any]]) -> None:
         on_progress(f"preparing {library}, {variant}")
         entry = Entry(
-            model=options.model.name,
+            model=network.name,
             variant=variant,
             provider=library,
             factory=factory,
@@ -131,6 +200,7 @@ def _peers(
     if torch.cuda.is_available():
         cuda = {"device": "cuda", "channels_last": True}
         torch_peer("GPU eager fp32", device="cuda")
+        torch_peer("GPU eager fp32 channels_last", **cuda)
         torch_peer("GPU eager fp16", **cuda, half="float16")
         torch_peer("GPU compile fp16", **cuda, half="float16", compiled="default")
         torch_peer("GPU compile fp16, CUDA graphs", **cuda, half="float16", compiled="reduce-overhead")
@@ -167,6 +237,11 @@ def _peers(
         "peer_onnx:onnxruntime_defaults",
         lambda: quantized(peer_onnx.quantize_onnxruntime, ".ort-int8.onnx"),
     )
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        on_gpu = lambda: {"files": exported(), "provider": "CUDAExecutionProvider"}  # noqa: E731
+        add("GPU defaults fp32", "ONNX Runtime", "peer_onnx:onnxruntime_defaults", on_gpu)
+    else:
+        notes.append("ONNX Runtime on a GPU skipped: onnxruntime has no CUDA provider")
     if _installed("openvino", notes):
         add("defaults", "OpenVINO", "peer_onnx:openvino_native", lambda: {"files": exported()})
         if _installed("nncf", notes):

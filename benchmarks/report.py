@@ -9,25 +9,40 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 import numpy as np
 from common import RESULTS, pairs, script
 from common import Options as _Options
 from rich.console import Console
-from tables import peers_table, product_table, scaling_tables, shares_table, times_faster
+from tables import (
+    networks_table,
+    other_figures,
+    other_tables,
+    peers_table,
+    product_table,
+    scaling_tables,
+    sets_table,
+    shares_table,
+    times_faster,
+)
 
 from deblur_deploy.cli.common import OK, SOME_FAILED
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation import plots, views
 from deblur_deploy.evaluation.page import Figure, Page, Picture, Table, pictures_of, write_page
 from deblur_deploy.evaluation.record import Record, Row, read_record
+from deblur_deploy.evaluation.sets import with_quality
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image, list_images, read_image, write_image
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 NAMES = ("latency", "quality", "peers", "limits", "scaling")
+OTHERS = ("pruning", "quantization", "engine")
+"""Records that are shown as they come: ``found`` may hold ``tables`` (heading, columns, rows of texts, note), of which
+README shows the first, and ``points`` (label, group, milliseconds, psnr) to plot; NAME_*.svg beside it is shown too."""
 FIGURES = {
     "pareto": ("Quality against latency", "What nothing else beats in both is joined by the line."),
     "latency": ("Latency by size", "uint8 array to uint8 array."),
@@ -78,7 +93,8 @@ def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, dict[str, 
     """
     found: dict[Path, dict[str, Record]] = {}
     for place in (folder, *sorted(path for path in existing(folder, kind="folder").iterdir() if path.is_dir())):
-        records = {name: read_record(place / f"{name}.json") for name in NAMES if (place / f"{name}.json").is_file()}
+        names = [name for name in (*NAMES, *OTHERS) if (place / f"{name}.json").is_file()]
+        records = {name: read_record(place / f"{name}.json") for name in names}
         if "latency" not in records or "quality" not in records:
             continue
         for name, record in records.items():
@@ -92,15 +108,12 @@ def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, dict[str, 
 
 def merged(records: dict[str, Record]) -> list[Row]:
     """Rows of the latency record, with the quality of the same variant and provider."""
-    quality = {row.key[:3]: row for row in records["quality"].rows}
-    rows = []
-    for row in records["latency"].rows:
-        of = quality.get(row.key[:3])
-        if of is not None:
-            values = {name: getattr(of, name) for name in ("psnr_blurred", "psnr", "ssim", "psnr_to_fp32")}
-            row = msgspec.structs.replace(row, **values, error=row.error or of.error)
-        rows.append(row)
-    return rows
+    quality: dict[tuple[str, ...], Row] = {}
+    for row in records["quality"].rows:
+        # Those of the built-in pairs come first; further sets have a table of their own.
+        quality.setdefault(row.key[:3], row)
+    timed = records["latency"].rows
+    return [with_quality(row, quality[row.key[:3]]) if row.key[:3] in quality else row for row in timed]
 
 
 def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
@@ -114,6 +127,9 @@ def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
         if "peers" in records:
             parts.append(_markdown_table(peers_table(records["peers"])))
             parts.append(times_faster(records["peers"]))
+        for name in OTHERS:
+            if name in records and "tables" in records[name].found:
+                parts += map(_markdown_table, other_tables(records[name])[:1])
         where = folder.resolve().relative_to(readme.resolve().parent).as_posix()
         parts.append("\n".join(f"![{FIGURES[name][0]}]({where}/{name}.svg)" for name in figures(records)))
     return "\n\n".join(part for part in parts if part)
@@ -124,9 +140,12 @@ def conditions(record: Record) -> str:
     about = record.machine
     processor = ", ".join([*about.get("gpus", []), f"{about['processor']} ({', '.join(about['instructions'])})"])
     noise = f"; the machine's own noise was {record.machine_noise:.1%}" if record.machine_noise is not None else ""
-    again = record.found.get("second_pass") or {}
-    if again:
+    waited = [row.waited for row in record.rows if row.waited is not None]
+    noise += f", waiting for other processes took {fmean(waited):.1%} of the timed calls" if waited else ""
+    if again := record.found.get("second_pass"):
         noise += f", and a second pass differed by {again['median']:.1%} (median) and {again['worst']:.1%} (most)"
+    if again := record.found.get("second_pass_steady"):
+        noise += f", without the waiting by {again['median']:.1%} and {again['worst']:.1%}"
     return (
         f"Measured on {processor}, {record.settings['threads']} threads, {record.date[:10]}, commit "
         f"{record.commit or 'unknown'}, onnxruntime {record.versions.get('onnxruntime', 'unknown')}{noise}."
@@ -158,7 +177,7 @@ def stale(readme: Path, machines: dict[Path, dict[str, Record]]) -> list[str]:
 
 def digest(records: dict[str, Record]) -> str:
     """SHA-256 of all that figures are made of."""
-    return hashlib.sha256(msgspec.json.encode(records)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(records, order="sorted")).hexdigest()
 
 
 def figures(records: dict[str, Record]) -> dict[str, str]:
@@ -167,7 +186,7 @@ def figures(records: dict[str, Record]) -> dict[str, str]:
     found: dict[str, str] = {}
     if "peers" in records:
         peers = records["peers"]
-        good = [row for row in peers.rows if row.error is None]
+        good = [row for row in peers.rows if row.error is None and row.model == peers.found["product_model"]]
         ours = [row for row in good if row.provider in OURS]
         named = [msgspec.structs.replace(row, variant=f"{row.variant}, {row.provider}") for row in good]
         points = [
@@ -225,19 +244,26 @@ def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Pictur
     drawn: list[Figure] = []
     tables: list[Table] = []
     notes: list[str] = []
-    for records in machines.values():
+    for folder, records in machines.items():
         where = "" if len(machines) == 1 else f" on {records['latency'].machine['processor']}"
         drawn += [
             Figure(heading=FIGURES[name][0] + where, svg=svg, note=FIGURES[name][1])
             for name, svg in figures(records).items()
         ]
         tables.append(product_table(merged(records), records.get("limits")))
+        if (by_set := sets_table(records["quality"])) is not None:
+            tables.append(by_set)
         if "peers" in records:
             tables.append(peers_table(records["peers"]))
+            tables += [table for table in (networks_table(records["peers"]),) if table]
         if "limits" in records:
             tables.append(shares_table(records["limits"]))
         if "scaling" in records:
             tables += scaling_tables(records["scaling"])
+        for name in OTHERS:
+            if name in records:
+                drawn += other_figures(records[name], folder)
+                tables += other_tables(records[name])
         tables += views.tables(msgspec.structs.replace(records["latency"], rows=merged(records)))
         for record in records.values():
             notes.append(f"{record.benchmark}: {conditions(record)}")

@@ -4,7 +4,9 @@ A mutation may be accepted (a flipped bit in a pixel is still an image) or refus
 Anything else is a failure: another exception, a crash of the process, or more than 20 seconds.  The work is done in a
 child process that names each mutation before it tries it, so that a crash is counted and the rest goes on.
 
-    python benchmarks/robustness.py --count 2000
+    python -m benchmarks.robustness --count 2000
+
+Without --kind, what came of them is kept as a record.
 """
 
 from __future__ import annotations
@@ -176,20 +178,27 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000, help="mutations of each kind")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind (may be repeated)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the record")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         kind, first, last = arguments.child
         work(kind, int(first), int(last))
         return 0
-    failed = 0
+    failed, found = 0, {}
     for kind in arguments.kind or KINDS:
         outcomes, failures = sweep(kind, arguments.count, arguments.first)
         print(kind, dict(outcomes.most_common()), flush=True)
         for seed, problem in failures[:20]:
             print(f"  seed {seed}: {problem}")
         failed += len(failures)
+        found[kind] = {**outcomes, "failures": failures}
     print(json.dumps({"failures": failed}))
+    if not arguments.kind:
+        from deblur_deploy.evaluation.record import new_record, write_json
+
+        settings = {"count": arguments.count, "first": arguments.first, "limit_s": LIMIT_S}
+        write_json(arguments.out / "robustness.json", new_record("robustness", settings, found=found))
     return 1 if failed else 0
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from common import Options, pairs, present, progress, save, script
 
 from deblur_deploy.errors import DeblurError
 from deblur_deploy.evaluation.bench import Entry, Plan, measure_latency
+from deblur_deploy.evaluation.clock import Lap
 from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.runtime.bundle import Bundle
+from deblur_deploy.runtime.media import Image
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.runtime.variants import choose_variant
 
@@ -23,7 +27,7 @@ SIZES = ((608, 416), (1280, 800), (2448, 1632), (4896, 3264), (8160, 6144), (122
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling(Options):
-    """Vary one of pixels, threads, batch and streams at a time."""
+    """Vary one of pixels, threads, batch and streams at a time; some minutes on two cores."""
 
     provider: str = ""
     """Provider to measure; by default the best that is present."""
@@ -45,8 +49,9 @@ def run(options: Scaling) -> int:
         arguments={"model": str(variant.path), "provider": provider.name, "threads": options.threads},
     )
     quick = options.quick
-    plan = Plan(sizes=SIZES[:3] if quick else SIZES, budget_s=10 if quick else 90, rounds=10)
-    rows = measure_latency([entry], photo, plan, on_progress).rows
+    plan = Plan(sizes=SIZES[:3] if quick else SIZES, budget_s=10 if quick else 75, rounds=10)
+    outcome = measure_latency([entry], photo, plan, on_progress)
+    rows = list(outcome.rows)
     found: dict[str, Any] = {"pixels": [_figures(row) for row in rows]}
     plan = replace(plan, sizes=(SIZE,), budget_s=5 if quick else 30)
 
@@ -79,8 +84,18 @@ def run(options: Scaling) -> int:
     ]
     on_progress("batches")
     found["batch"] = _batches(entry, at_size(photo, *SIZE), (1, 2, 4) if quick else (1, 2, 4, 8), plan.budget_s)
-    settings = options.settings(provider=provider.name, variant=variant.name)
-    return save(new_record("scaling", settings, notes=notes, rows=rows, found=found), options)
+    failed = [f"batches: {row['error']}" for row in found["batch"] if "error" in row]
+    record = new_record(
+        "scaling",
+        options.settings(provider=provider.name, variant=variant.name),
+        reference_ms=outcome.reference_ms,
+        machine_noise=outcome.machine_noise,
+        stolen=outcome.stolen,
+        notes=[*notes, *failed],
+        rows=rows,
+        found=found,
+    )
+    return save(record, options, failed)
 
 
 def _figures(row: Row) -> dict[str, Any]:
@@ -88,26 +103,33 @@ def _figures(row: Row) -> dict[str, Any]:
     return {
         "size": row.size,
         "ms": row.median_ms,
+        "steady_ms": row.steady_ms,
         "ms_per_megapixel": per_megapixel,
         "peak_mb": row.peak_mb,
         "noise": row.noise,
     }
 
 
-def _batches(entry: Entry, image: np.ndarray, batches: tuple[int, ...], budget_s: float) -> list[dict[str, Any]]:
+def _batches(entry: Entry, image: Image, batches: tuple[int, ...], budget_s: float) -> list[dict[str, Any]]:
     """Milliseconds an image when this many are handed over in one call."""
     try:
-        with entry.start() as worker:
-            calls = {}
+        with ExitStack() as stack:
+            calls: dict[str, Callable[[], Lap]] = {}
             for batch in batches:
-                stack = np.stack([image] * batch)
-                calls[str(batch)] = lambda stack=stack: worker.restore(stack)
-            # Handing the batch to the worker is timed too here, equally for each image of it.
-            timings = take_turns(calls, rounds=10, budget_s=budget_s)
+                worker = stack.enter_context(entry.start())
+                worker.keep(np.stack([image] * batch))
+                calls[str(batch)] = worker.run
+            timings = take_turns(calls, rounds=10, budget_s=budget_s, clock=lambda call: cast("Lap", call()))
     except DeblurError as error:
         return [{"error": str(error)}]
     return [
-        {"batch": n, "ms_per_image": timings[str(n)].median_ms / n, "noise": timings[str(n)].noise} for n in batches
+        {
+            "batch": batch,
+            "ms_per_image": (timing := timings[str(batch)]).median_ms / batch,
+            "steady_ms_per_image": timing.steady_ms / batch,
+            "noise": timing.noise,
+        }
+        for batch in batches
     ]
 
 

@@ -18,4 +18,5 @@ def load(model: str, provider: str, streams: int, threads: int) -> Candidate:
         restored, *_ = pool.map(lambda engine: engine(image), engines)
         return restored
 
-    return Candidate(restore=restore, facts={"text": str(engines[0].receipt), "streams": streams})
+    facts = {"text": str(engines[0].receipt), "streams": streams}
+    return Candidate(restore=restore, facts=facts, threads=streams * threads)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from deblur_deploy.evaluation.page import Table
+import msgspec
+
+from deblur_deploy.evaluation import plots
+from deblur_deploy.evaluation.page import Figure, Table
+from deblur_deploy.evaluation.plots import Point
 from deblur_deploy.evaluation.record import Record, Row
-from deblur_deploy.evaluation.views import blurred, digits, number, one_a_variant
+from deblur_deploy.evaluation.views import blurred, digits, number, one_a_variant, quality_lines, without_empty
 
 AT = "1280x720"
 
@@ -25,10 +31,11 @@ def product_table(rows: Sequence[Row], limits: Record | None) -> Table:
         lines.append(
             [
                 row.variant,
-                row.ran if row.error is None else f"{row.provider}: failed",
+                _ran(row) if row.error is None else f"{row.provider}: failed",
                 *("failed" if each is None or each.error else digits(each.median_ms) for each in timed),
                 digits(at.frames_per_s),
                 number(at.peak_mb, ".0f"),
+                number(at.gpu_mb, ".0f"),
                 number(row.psnr, ".2f"),
                 number(None if row.psnr is None or row.psnr_blurred is None else row.psnr - row.psnr_blurred, "+.2f"),
                 number(row.ssim, ".4f"),
@@ -36,26 +43,29 @@ def product_table(rows: Sequence[Row], limits: Record | None) -> Table:
                 *([_share(share)] if limits else []),
             ]
         )
-    columns = ["variant", "ran on", *(f"{size}, ms" for size in sizes), f"fps at {AT}", "peak MB", "PSNR, dB"]
-    columns += ["gain, dB", "SSIM", "to fp32, dB", *(["of the ceiling"] if limits else [])]
+    columns = ["variant", "ran on", *(f"{size}, ms" for size in sizes), f"fps at {AT}", "peak MB", "GPU MB"]
+    columns += ["PSNR, dB", "gain, dB", "SSIM", "to fp32, dB", *(["of the ceiling"] if limits else [])]
     psnr_blurred = blurred(rows)
     note = "Median latency from a uint8 array to a uint8 array; peak memory of a process that does nothing else; "
     note += f"PSNR and SSIM on the built-in pairs, whose blurred images have {number(psnr_blurred, '.2f')} dB."
+    columns, lines = without_empty(columns, lines)
     return Table(heading="The shipped variants", columns=columns, rows=lines, note=note)
 
 
 def peers_table(record: Record) -> Table:
-    """Everything that took turns in the peers' run, fastest first."""
-    rows = sorted(record.rows, key=lambda row: row.median_ms or float("inf"))
+    """What took turns on the product's own network, fastest first."""
+    network = record.found["product_model"]
+    rows = sorted((row for row in record.rows if row.model == network), key=lambda row: row.median_ms or float("inf"))
     fastest = rows[0].median_ms
     lines = [
         [
             row.variant,
-            row.provider if "receipt" not in row.facts else f"deblur_deploy, {row.provider}",
+            _run_by(row),
             digits(row.median_ms) if row.error is None else "failed",
             number(row.noise, ".1%"),
             number(row.median_ms / fastest if row.median_ms and fastest else None, ".2f"),
             number(row.peak_mb, ".0f"),
+            number(row.gpu_mb, ".0f"),
             digits(row.load_ms),
             digits(row.first_ms),
             number(row.psnr, ".2f"),
@@ -64,10 +74,101 @@ def peers_table(record: Record) -> Table:
         for row in rows
     ]
     size = rows[0].size
-    columns = ["network in", "run by", f"{size}, ms", "±", "times the fastest", "peak MB", "load, ms", "first, ms"]
-    columns += ["PSNR, dB", "to fp32, dB"]
+    columns = ["network in", "run by", f"{size}, ms", "±", "times the fastest", "peak MB", "GPU MB"]
+    columns += ["load, ms", "first, ms", "PSNR, dB", "to fp32, dB"]
     note = f"The same weights, threads and run; PSNR on {record.settings['data']}; settings of each are in peers.json."
+    columns, lines = without_empty(columns, lines)
     return Table(heading="Beside other tools", columns=columns, rows=lines, note=note)
+
+
+def networks_table(record: Record) -> Table | None:
+    """The same candidates on every network of the run, a column each, or None if there was but one."""
+    networks: dict[str, dict[str, Any]] = record.found.get("networks", {})
+    if len(networks) < 2:
+        return None
+    times = {(row.variant, _run_by(row), row.model): row for row in record.rows}
+    first = next(iter(networks))
+
+    def cell(who: tuple[str, str], network: str) -> str:
+        row = times.get((*who, network))
+        return "" if row is None else digits(row.median_ms) if row.error is None else "failed"
+
+    def order(who: tuple[str, str]) -> float:
+        row = times.get((*who, first))
+        return row.median_ms or float("inf") if row else float("inf")
+
+    candidates = sorted(dict.fromkeys(key[:2] for key in times), key=order)
+    columns = [f"{name} ({about['macs_per_pixel'] / 1e3:.3g} kMAC a pixel)" for name, about in networks.items()]
+    return Table(
+        heading=f"Beside other tools on other networks, ms at {next(row.size for row in record.rows if row.size)}",
+        columns=["network in", "run by", *columns],
+        rows=[[*who, *(cell(who, network) for network in networks)] for who in candidates],
+        note="Networks with weights from a seed are as fast as trained ones.",
+    )
+
+
+def sets_table(record: Record) -> Table | None:
+    """Quality on further sets of pairs, a line a set, variant and provider, or None if there are none."""
+    if len({row.data for row in record.rows}) < 2:
+        return None
+    columns, lines = quality_lines(record.rows)
+    return Table(heading="Quality by set of pairs", columns=columns, rows=lines, note="Means over the pairs of a set.")
+
+
+def other_tables(record: Record) -> list[Table]:
+    """Of a record that brings tables of its own in ``found["tables"]``, these.
+
+    Else one for each list of dictionaries in ``found``, and one with what else is there, a line a figure.
+    """
+    title = record.benchmark.capitalize()
+    if "tables" in record.found:
+        return [msgspec.convert(table, Table) for table in record.found["tables"]]
+    tables = []
+    for name, value in record.found.items():
+        if isinstance(value, list) and value and all(isinstance(line, dict) for line in value):
+            columns = list(dict.fromkeys(key for line in value for key in line))
+            rows = [[dict(_leaves(line.get(column, ""))).get("", "") for column in columns] for line in value]
+            heading, titles = f"{title}: {name.replace('_', ' ')}", [column.replace("_", " ") for column in columns]
+            tables.append(Table(heading=heading, columns=titles, rows=rows))
+    if lines := [[name, value] for name, value in _leaves(record.found)]:
+        tables.append(Table(heading=title, columns=["figure", "value"], rows=lines))
+    return tables
+
+
+def other_figures(record: Record, folder: Path) -> list[Figure]:
+    """Such a record's ``found["points"]`` as quality against latency, and the figures NAME_*.svg beside it."""
+    title = record.benchmark.capitalize()
+    figures = []
+    if points := [msgspec.convert(point, Point) for point in record.found.get("points", [])]:
+        svg = plots.pareto(points, record.found.get("psnr_blurred"), record.settings.get("size", AT), record.benchmark)
+        figures.append(Figure(heading=f"{title}: quality against latency", svg=svg))
+    for path in sorted(folder.glob(f"{record.benchmark}_*.svg")):
+        # A file has a style for its own background; here the page's holds.
+        svg = re.sub(r"<style>svg\{.*?</style>", "", path.read_text(encoding="utf-8"), count=1, flags=re.DOTALL)
+        what = path.stem.removeprefix(f"{record.benchmark}_").replace("_", " ")
+        figures.append(Figure(heading=f"{title}: {what}", svg=svg))
+    return figures
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Numbers and texts of nested dictionaries, by their path; lists are left to the record."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}, {key}" if name else str(key))
+    elif isinstance(value, float):
+        yield name.replace("_", " "), f"{value:.4g}"
+    elif isinstance(value, int | str):
+        yield name.replace("_", " "), str(value)
+
+
+def _ran(row: Row) -> str:
+    """Shorter than ``row.ran``: the threads are the same in the whole table."""
+    receipt = row.facts.get("receipt")
+    return f"{receipt['provider']}, {receipt['effective_precision']}" if receipt else row.provider
+
+
+def _run_by(row: Row) -> str:
+    return f"deblur_deploy, {row.provider}" if "receipt" in row.facts else row.provider
 
 
 def times_faster(record: Record) -> str:

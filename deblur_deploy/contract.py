@@ -22,6 +22,9 @@ INPUT, OUTPUT = "image", "restored"
 BATCH_DIM, HEIGHT_DIM, WIDTH_DIM = "batch", "height", "width"
 """Names of the graph's free dimensions, which a session may fix."""
 
+OLDEST_ONNXRUNTIME = "1.15"
+"""What runs an exported file by itself, in any language; :class:`~deblur_deploy.DeblurEngine` asks for more."""
+
 Io = Literal["uint8", "float32"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 

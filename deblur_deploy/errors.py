@@ -9,7 +9,7 @@
     |-- ProviderError     (RuntimeError)       an execution provider is unknown, absent, or did not run the model
     |-- VerificationError (RuntimeError)       a model failed the proof that it equals its reference
     |-- TrainingError     (RuntimeError)       training cannot go on
-    `-- MissingExtraError (ImportError)        an optional dependency is not installed
+    `-- MissingExtraError (ImportError)        an optional dependency is not installed, or too old
 
 Each leaf is also the builtin that it stands for, so callers may catch either.  A message is one line that says
 what was wrong, where, and what to do about it: the command line prints it as it is and exits with status 2.
@@ -53,4 +53,4 @@ class TrainingError(DeblurError, RuntimeError):
 
 
 class MissingExtraError(DeblurError, ImportError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed, or is too old."""

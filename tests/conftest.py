@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if absent and item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="onnxruntime has no CUDA here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is tuned on this machine must not change a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEBLUR_CACHE", str(tmp_path_factory.getbasetemp() / "no-cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

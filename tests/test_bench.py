@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 
 import msgspec
 import numpy as np
@@ -12,13 +13,15 @@ import pytest
 from rich.console import Console
 
 from deblur_deploy.cli.bench import Arguments, command, parse, run
-from deblur_deploy.errors import DeblurError, InputError, MissingFileError, ProviderError
-from deblur_deploy.evaluation.bench import Entry, Plan, entries_of, measure, readable_pairs, steps
+from deblur_deploy.errors import InputError, MissingFileError, ProviderError
+from deblur_deploy.evaluation import views
+from deblur_deploy.evaluation.bench import Entry, Plan, entries_of, measure_latency
 from deblur_deploy.evaluation.compare import caveats, compare_records
-from deblur_deploy.evaluation.quality import Pair, psnr, ssim
+from deblur_deploy.evaluation.quality import Pair, PairSet, psnr, ssim
 from deblur_deploy.evaluation.record import Record, Row, new_record, read_record, to_csv, write_json
+from deblur_deploy.evaluation.sets import measure, steps, usable_sets
 from deblur_deploy.evaluation.worker import Worker
-from deblur_deploy.runtime.media import write_image
+from deblur_deploy.runtime.media import read_image, write_image
 from tests import tiny
 
 PLAN = Plan(sizes=((48, 32),), budget_s=0.1, rounds=4)
@@ -60,7 +63,7 @@ def test_a_worker_is_another_process_with_its_own_memory_and_variables():
     with Worker("tests.fakes:hungry", {"megabytes": 300}) as hungry, Worker("tests.fakes:identity", {}) as modest:
         modest.keep(image)
         hungry.keep(image)
-        assert modest.run() > 0
+        assert modest.run().ms > 0
         hungry.run()
         if modest.peak_mb() is not None:
             assert hungry.peak_mb() - modest.peak_mb() == pytest.approx(300 * 2**20 / 1e6, rel=0.1)
@@ -72,7 +75,7 @@ def test_a_worker_is_another_process_with_its_own_memory_and_variables():
 def test_a_worker_times_what_it_does():
     with Worker("tests.fakes:identity", {"milliseconds": 40}) as worker:
         worker.keep(np.zeros((2, 2, 3), np.uint8))
-        assert worker.run() >= 40
+        assert worker.run().ms >= 40
 
 
 @pytest.mark.parametrize(
@@ -106,8 +109,10 @@ def test_whoever_fails_has_a_row_that_says_so_and_the_others_stand(pairs):
         entry("crashing", "while timed", after=4),
     ]
     said: list[str] = []
-    outcome = measure(entries, pairs, pairs[0].blurred, PLAN, said.append)
-    assert len(said) == steps(entries, PLAN)
+    rounds: list[str] = []
+    outcome = measure(entries, {"a": pairs}, pairs[0].blurred, PLAN, said.append, rounds.append)
+    assert len(said) == steps(entries, {"a": pairs}, PLAN)
+    assert rounds[0] == "48x32: round 1"
     rows = {row.variant: row for row in outcome.rows}
     assert list(rows) == [entry.variant for entry in entries]
     for name in ("fp32", "darker"):
@@ -123,7 +128,7 @@ def test_whoever_fails_has_a_row_that_says_so_and_the_others_stand(pairs):
 
 
 def test_quality_is_scikit_images_against_the_truth_and_against_fp32(pairs):
-    rows = measure([entry("darker"), entry("identity", "fp32")], pairs, pairs[0].blurred, PLAN).rows
+    rows = measure([entry("darker"), entry("identity", "fp32")], {"a": pairs}, pairs[0].blurred, PLAN).rows
     dark, same = rows
     assert same.psnr == pytest.approx(np.mean([psnr(pair.blurred, pair.sharp) for pair in pairs]))
     assert same.ssim == pytest.approx(np.mean([ssim(pair.blurred, pair.sharp) for pair in pairs]))
@@ -145,7 +150,7 @@ def test_every_variant_runs_on_every_provider_and_its_receipt_is_kept(bundle, fo
             assert row.error is None
             receipt = row.facts["receipt"]
             assert (receipt["provider"], receipt["variant"], receipt["threads"]) == ("cpu", row.variant, 1)
-            assert receipt["convolutions"] == {"cpu": 1.0}
+            assert receipt["macs"] == {"cpu": 1.0}
             assert min(row.median_ms, row.load_ms, row.first_ms, row.psnr, row.frames_per_s) > 0
         else:
             assert "directml" in row.error
@@ -187,41 +192,97 @@ def test_a_single_file_is_a_model_too(bundle):
         entries_of(bundle, ["cpu"], variants=["int4"])
 
 
-def test_an_image_that_cannot_be_read_is_named_and_the_others_are_used(folder, bundle, tmp_path, capsys):
-    import shutil
-
-    mixed = tmp_path / "mixed"
-    shutil.copytree(folder, mixed)
+@pytest.fixture(params=["flat", "nested", "csv"])
+def mixed(request, folder, tmp_path):
+    """Two good pairs, and four that cannot be used, each for another reason, in every layout that pairs may have."""
+    root = tmp_path / "mixed"
+    place = root if request.param == "flat" else root / "test" / "GOPR1"
+    shutil.copytree(folder, place)
     for kind in ("blur", "sharp"):
-        (mixed / kind / "broken.png").write_bytes(b"\x89PNG no")
-        write_image(mixed / kind / "other.png", np.zeros((20, 20 if kind == "blur" else 30, 3), np.uint8))
-        write_image(mixed / kind / "small.png", np.zeros((10, 30, 3), np.uint8))
-    write_image(mixed / "blur" / "alone.png", np.zeros((20, 20, 3), np.uint8))
-    pairs, failed = readable_pairs(mixed)
-    assert [pair.name for pair in pairs] == ["0.png", "1.png"]
+        (place / kind / "broken.png").write_bytes(b"\x89PNG no")
+        write_image(place / kind / "other.png", np.zeros((20, 20 if kind == "blur" else 30, 3), np.uint8))
+        write_image(place / kind / "small.png", np.zeros((10, 30, 3), np.uint8))
+    write_image(place / "blur" / "alone.png", np.zeros((20, 20, 3), np.uint8))
+    if request.param != "csv":
+        return root
+    names = ["0", "1", "alone", "broken", "other", "small"]
+    lines = [f"test/GOPR1/blur/{name}.png,test/GOPR1/sharp/{name}.png" for name in names]
+    (root / "pairs.csv").write_text("\n".join(["blur,sharp", *lines]))
+    return root / "pairs.csv"
+
+
+def test_whatever_half_of_a_pair_is_wrong_is_one_line_and_the_others_are_measured(mixed, bundle, tmp_path, capsys):
+    sets, failed = usable_sets([mixed])
+    assert [pair.name for pair in sets[mixed.stem]] == ["0.png", "1.png"]
     assert [next(name for name in ("alone", "broken", "other", "small") if name in line) for line in failed] == [
         "alone", "broken", "other", "small",
     ]  # fmt: skip
-    status = command(
-        [
-            str(bundle),
-            "--data",
-            str(mixed),
-            "--sizes",
-            "16x16",
-            "--variants",
-            "int8",
-            "--providers",
-            "cpu",
-            "--budget-s",
-            "0.1",
-        ]
-    )
-    assert status == 1
-    assert "broken.png" in capsys.readouterr().err
-    (tmp_path / "blur").mkdir()
-    with pytest.raises(DeblurError, match="no pair can be used"):
-        readable_pairs(tmp_path)
+    assert all("\n" not in line for line in failed)
+    out = tmp_path / "out.json"
+    arguments = ["--data", str(mixed), "--sizes", "16x16", "--variants", "int8", "--providers", "cpu"]
+    assert command([str(bundle), *arguments, "--budget-s", "0.1", "--json", str(out)]) == 1
+    printed = capsys.readouterr().err
+    assert all(line in printed for line in failed)
+    [row] = read_record(out).rows
+    assert row.error is None
+    assert row.psnr > 0
+
+
+def test_training_refuses_the_pairs_that_a_benchmark_only_names(mixed):
+    with pytest.raises(InputError, match="alone"):
+        PairSet(mixed)
+
+
+def test_nothing_to_compare_is_a_mistake(tmp_path):
+    write_image(tmp_path / "blur" / "a.png", np.zeros((20, 20, 3), np.uint8))
+    (tmp_path / "sharp").mkdir()
+    with pytest.raises(InputError, match=r"no pair of .* can be used: .*a\.png has no partner"):
+        usable_sets([tmp_path])
+    with pytest.raises(InputError, match="no pairs in"):
+        usable_sets([tmp_path / "sharp"])
+    with pytest.raises(MissingFileError, match="nowhere"):
+        usable_sets([tmp_path / "nowhere"])
+
+
+def test_each_folder_of_pairs_is_a_set_with_rows_of_its_own(folder, bundle, tmp_path, capsys):
+    easy = tmp_path / "easy"
+    for name in ("0.png", "1.png"):
+        image = read_image(folder / "sharp" / name)
+        write_image(easy / "blur" / name, image)
+        write_image(easy / "sharp" / name, image)
+    out = tmp_path / "out.json"
+    arguments = ["--sizes", "16x16", "--variants", "fp32", "int8", "--providers", "cpu", "--budget-s", "0.1"]
+    assert command([str(bundle), "--data", str(folder), str(easy), *arguments, "--json", str(out)]) == 0
+    record = read_record(out)
+    rows = {(row.variant, row.data): row for row in record.rows}
+    assert set(rows) == {(variant, data) for variant in ("fp32", "int8") for data in (folder.name, "easy")}
+    for variant in ("fp32", "int8"):
+        assert rows[variant, "easy"].psnr > rows[variant, folder.name].psnr + 5
+        assert rows[variant, folder.name].median_ms > 0
+        assert rows[variant, "easy"].median_ms is None
+    assert record.settings["pairs"] == [f"{data}/{k}.png" for data in (folder.name, "easy") for k in range(2)]
+    printed = capsys.readouterr()
+    assert printed.out.count("easy") == 2
+    assert "PSNR of the blurred images: 100.00 dB, mean of 2 pairs (easy)" in printed.err
+    assert compare_records(record, record) == []
+    lines = list(csv.DictReader(to_csv(record.rows).splitlines()))
+    assert [line["data"] for line in lines] == [folder.name] * 2 + ["easy"] * 2
+
+
+def test_memory_on_a_gpu_is_what_came_into_use_there(pairs, tmp_path, monkeypatch):
+    tool, counter = tmp_path / "nvidia-smi", tmp_path / "count"
+    # Each look finds 10 MiB more in use than the one before.
+    tool.write_text(f"#!/bin/sh\necho x >> {counter}\necho $(( $(wc -l < {counter}) * 10 ))\necho 7\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    outcome = measure_latency([entry("identity"), entry("absent")], pairs[0].blurred, PLAN)
+    assert [row.gpu_mb for row in outcome.rows] == [pytest.approx(10 * 2**20 / 1e6), None]
+    columns, _ = views.cost_lines(outcome.rows)
+    assert "GPU\nMB" in columns
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    outcome = measure_latency([entry("identity")], pairs[0].blurred, PLAN)
+    assert outcome.rows[0].gpu_mb is None
+    assert "GPU\nMB" not in views.cost_lines(outcome.rows)[0]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +308,14 @@ def record(**changes) -> Record:
 
 
 def row(**changes) -> Row:
-    usual = {"median_ms": 100.0, "noise": 0.01, "psnr": 30.0, "ssim": 0.9, "peak_mb": 100.0}
+    usual = {
+        "median_ms": 100.0,
+        "noise": 0.01,
+        "steady_ms": changes.get("median_ms", 100.0),
+        "psnr": 30.0,
+        "ssim": 0.9,
+        "peak_mb": 100.0,
+    }
     return Row(**({"model": "m", "variant": "int8", "provider": "cpu", "size": "48x32"} | usual | changes))
 
 
@@ -258,8 +326,11 @@ def row(**changes) -> Row:
         (record(rows=[row(median_ms=104.9)]), 0, 0),  # within what two runs differ by
         (record(rows=[row(median_ms=106.0)]), 1, 0),
         (record(rows=[row(median_ms=94.0)]), 0, 1),
-        (record(rows=[row(median_ms=106.0, noise=0.06)]), 0, 0),  # within its own noise
+        (record(rows=[row(median_ms=106.0, steady_noise=0.07)]), 0, 0),  # within its own noise
         (record(rows=[row(median_ms=111.0)], reference_ms={"48x32": 11.2}), 0, 0),  # the machine is slower
+        (record(rows=[row(median_ms=150.0, steady_ms=101.0)]), 0, 0),  # it only waited for others
+        (record(rows=[row(steady_ms=107.0)]), 1, 0),
+        (record(rows=[row(steady_ms=107.0, steady_noise=0.08)]), 0, 0),
         (record(rows=[row(psnr=29.98)]), 1, 0),
         (record(rows=[row(psnr=29.995)]), 0, 0),
         (record(rows=[row(psnr=20.0)], settings={"pairs": ["b"], "threads": 2}), 0, 0),  # other images
@@ -294,7 +365,9 @@ def test_records_come_back_as_they_were_but_for_the_seventh_digit(tmp_path):
     written = record(rows=[row(median_ms=1 / 3, psnr_to_fp32=None, facts={"threads": 2, "nodes": {"cpu": 1.0}})])
     write_json(tmp_path / "a.json", written)
     read = read_record(tmp_path / "a.json")
-    assert read == msgspec.structs.replace(written, rows=[msgspec.structs.replace(written.rows[0], median_ms=0.333333)])
+    assert read == msgspec.structs.replace(
+        written, rows=[msgspec.structs.replace(written.rows[0], median_ms=0.333333, steady_ms=0.333333)]
+    )
     assert len(to_csv(read.rows).splitlines()) == 2
 
 
@@ -315,3 +388,11 @@ def test_a_record_of_the_future_is_refused(tmp_path):
 def test_two_models_of_one_name_are_refused(bundle):
     with pytest.raises(InputError, match="same name"):
         run(dataclasses.replace(Arguments(models=(bundle, bundle)), providers=("cpu",)), Console(quiet=True))
+
+
+def test_waiting_for_others_is_said_below_the_table():
+    text = "\n".join(views.summary(record(rows=[row(waited=0.5, steady_ms=60.0)], stolen=0.015)))
+    assert "50.0% of the timed calls; taken by the host: 1.5%" in text
+    assert "medians are 40% lower" in text
+    assert "medians are" not in "\n".join(views.summary(record(rows=[row(waited=0.001)])))
+    assert "waiting" not in "\n".join(views.summary(record()))

@@ -5,18 +5,28 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
 
 from deblur_deploy.errors import InputError
+from deblur_deploy.evaluation.bench import Outcome
+from deblur_deploy.evaluation.clock import Lap
+from deblur_deploy.evaluation.latency import Timing
+from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.evaluation.record import Record, Row, new_record, read_record, write_json
 from deblur_deploy.runtime.receipt import Receipt
+from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from deblur_deploy.training.unet import PRESETS, UNet, UNetConfig
-from tests import tiny
+from deblur_deploy.training.validation import TorchRestorer
+from tests import small, tiny
+from tests.photos import write_pairs
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {
@@ -76,22 +86,98 @@ def test_the_share_of_the_ceiling_is_operations_over_rate_and_time(script):
     assert padded["giga_operations"] == share["giga_operations"]
 
 
-def test_two_passes_are_compared_row_by_row(script):
-    from deblur_deploy.evaluation.bench import Outcome
+def test_the_ceilings_of_a_gpu_wait_for_the_device_after_each_call(script, monkeypatch):
+    waits: list[int] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    timed: dict[str, object] = {}
 
-    passes = [
-        Outcome(rows=[row("int8", a), row("fp32", b), row("fp16", None, error="no")], reference_ms={})
-        for a, b in ((100.0, 50.0), (104.0, 50.0))
-    ]
-    found = script("latency").disagreement(*passes)
-    assert found["worst"] == pytest.approx(0.04)
+    def take_turns(calls, **_):
+        for name, call in calls.items():
+            before = len(waits)
+            call()
+            assert len(waits) == before + 1
+            timed[name] = Timing.of([Lap(1000.0)])
+        return timed
+
+    limits = script("limits")
+    monkeypatch.setattr(limits, "take_turns", take_turns)
+    found = limits.gpu_ceilings(64, device="cpu", copied=4096)
+    assert torch.get_float32_matmul_precision() == "highest"
+    for name in ("fp32", "tf32", "fp16", "bf16", "int8"):
+        assert found[f"{name}_tops"]["rate"] == pytest.approx(2 * 64**3 / 1e12)
+    assert found["copy_gb_per_s"]["rate"] == pytest.approx(2 * 4096 / 1e9)
+
+
+@pytest.mark.parametrize("how", [{}, {"channels_last": True}, {"half": "bfloat16"}, {"half": "float16"}])
+def test_torch_as_a_peer_restores_what_the_network_does(how, script, tmp_path):
+    path = tmp_path / "small.safetensors"
+    net = small.unet("stem2")
+    save_checkpoint(net, path)
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    before = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    try:
+        candidate = script("peer_torch").load(str(path), 2, **how)
+        restored = candidate.restore(image)
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+        torch.set_grad_enabled(True)
+    assert psnr(restored, TorchRestorer(net)(image)) > (45 if how.get("half") else 70)
+    half = how.get("half")
+    assert candidate.facts["autocast"] == (half if half == "bfloat16" else None)
+    assert candidate.facts["weights"] == ("float16" if half == "float16" else "float32")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch about itself
+def test_a_provider_that_onnxruntime_replaces_by_the_cpu_is_no_peer(script, tmp_path, monkeypatch):
+    save_checkpoint(small.unet("flat"), tmp_path / "small.safetensors")
+    script("peer_torch").export(tmp_path / "small.safetensors", tmp_path / "small.onnx", 24, 48)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
+    files = {"48x24": str(tmp_path / "small.onnx")}
+    image = np.zeros((24, 48, 3), np.uint8)
+    peer_onnx = script("peer_onnx")
+    assert peer_onnx.onnxruntime_defaults(files, 2).restore(image).shape == image.shape
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this machine's onnxruntime has CUDA")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with pytest.raises(RuntimeError, match="CPUExecutionProvider instead of CUDAExecutionProvider"):
+            peer_onnx.onnxruntime_defaults(files, 2, "CUDAExecutionProvider").restore(image)
+
+
+@pytest.mark.slow
+def test_a_preset_is_a_network_to_compare_on(script, tmp_path, monkeypatch):
+    peers = script("peers")
+    monkeypatch.setitem(peers.PRESETS, "article", small.CONFIGS["flat"])
+    network = peers._network("article", peers.Peers(), tmp_path, [], lambda _: None)
+    assert {entry.variant for entry in network.ours} == {"fp32", "fp16", "int8", "int8-planes"}
+    assert {entry.model for entry in network.ours} == {network.name} == {"article, seeded"}
+    assert load_checkpoint(network.checkpoint).head.weight.abs().max() > 0
+    assert network.weights == "seeded"
+    with pytest.raises(InputError, match="'nothing'; allowed: shipped, article"):
+        peers._network("nothing", peers.Peers(), tmp_path, [], lambda _: None)
+
+
+def test_two_passes_are_compared_row_by_row(script):
+    def made(int8: float, fp32: float, reference: float) -> Outcome:
+        rows = [row("int8", int8, steady_ms=int8 / 2), row("fp32", fp32), row("fp16", None, error="no")]
+        return Outcome(rows=rows, reference_ms={"640x360": reference})
+
+    passes = made(100.0, 50.0, 10.0), made(104.0, 50.0, 10.4)
+    disagreement = script("latency").disagreement
+    found = disagreement(*passes, "median_ms")
+    assert (found["worst"], found["median"]) == (pytest.approx(0.04), pytest.approx(0.02))
     assert "int8" in found["where"]
+    # The whole machine was 4 % slower.
+    found = disagreement(*passes, "steady_ms", to_reference=True)
+    assert found["worst"] == pytest.approx(0)
+    assert disagreement(*passes, "p95_ms") == {}
 
 
 def row(variant: str, median_ms: float | None, size: str = "640x360", provider: str = "cpu", **more) -> Row:
     receipt = Receipt(
         model="hd", variant=variant, provider="cpu", device="d", precision="int8", effective_precision="int8",
-        threads=2, nodes={"cpu": 1.0}, convolutions={"cpu": 1.0}, load_ms=1, warm_up_ms=1, versions={},
+        threads=2, nodes={"cpu": 1.0}, macs={"cpu": 1.0}, load_ms=1, warm_up_ms=1, versions={},
     )  # fmt: skip
     facts = {"receipt": msgspec.to_builtins(receipt)} if provider == "cpu" else {"library": provider}
     return Row(model="hd", variant=variant, provider=provider, size=size, median_ms=median_ms, facts=facts, **more)
@@ -111,6 +197,9 @@ def records() -> dict[str, Record]:
     }  # fmt: skip
     ratio = {"size": "1280x720", "ratio": 7.04, "int8_ms": 40.0, "eager_fp32_ms": 281.6}
     peers = [row("int8", 40.0, "1280x720", **quality), row("eager fp32", 281.6, "1280x720", "PyTorch", **quality)]
+    other = row("eager fp32", 999.0, "1280x720", "PyTorch", **quality)
+    peers.append(msgspec.structs.replace(other, model="article, seeded"))
+    networks = {"hd": {"macs_per_pixel": 27_000.0}, "article, seeded": {"macs_per_pixel": 210_000.0}}
     one = {"size": "1280x720", "ms": 40.0, "ms_per_megapixel": 43.0, "peak_mb": 200.0}
     scaling = {
         "pixels": [one],
@@ -118,6 +207,8 @@ def records() -> dict[str, Record]:
         "streams": [{"streams": 1, "images_per_s": 25.0, **one}],
         "batch": [{"batch": 2, "ms_per_image": 41.0}],
     }
+    pruned = {"heading": "Pruned", "columns": ["removed", "PSNR"], "rows": [["half", "28.41"]], "note": "Recovered."}
+    points = [{"label": "half", "group": "pruned", "milliseconds": 20.0, "psnr": 28.41}]
     again = {"second_pass": {"worst": 0.03, "median": 0.01, "where": "int8"}}
     settings = {"threads": 2, "quick": False, "data": "crops", "pairs": ["a"], "size": "1280x720"}
     settings |= {"variant": "int8", "provider": "cpu"}
@@ -128,8 +219,16 @@ def records() -> dict[str, Record]:
     ceilings = {"cpu": {"int8_tops": {"rate": 2.0, "library": "onnxruntime"}}}
     return {
         "latency": made("latency", latency, **again),
-        "quality": made("quality", [row(name, None, "", **quality) for name in ("int8", "fp32", "broken")]),
-        "peers": made("peers", peers, int8_cpu_against_eager_fp32=ratio),
+        "quality": made(
+            "quality",
+            [row(name, None, "", **quality, data="built-in") for name in ("int8", "fp32", "broken")]
+            + [row("int8", None, "", **(quality | {"psnr": 31.25}), data="street")],
+        ),
+        "peers": made("peers", peers, int8_cpu_against_eager_fp32=ratio, product_model="hd", networks=networks),
+        "pruning": made("pruning", [], tables=[pruned, pruned | {"heading": "More"}], points=points),
+        "engine": made(
+            "engine", [], overhead={"engine_over_session": 1.0123, "frames": 12}, trials=[{"tile_px": 512, "ms": 7.125}]
+        ),
         "limits": made("limits", [], shares=[share], ceilings=ceilings),
         "scaling": made("scaling", [], **scaling),
     }
@@ -140,6 +239,8 @@ def reported(script, tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout")
     for name, record in records().items():
         write_json(root / "results" / f"{name}.json", record)
+    drawn = "<svg><style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style><g/></svg>"
+    (root / "results" / "engine_tiles.svg").write_text(drawn)
     (root / "README.md").write_text("# before\n\n<!-- table:begin -->\nold\n<!-- table:end -->\n\nafter\n")
     tiny.write_bundle(root / "bundle")
     assert script("report").run(options(script, root)) == 0
@@ -162,12 +263,28 @@ def test_readme_figures_and_page_are_made_from_the_records(checkout, script):
     assert readme.startswith("# before\n\n<!-- table:begin -->")
     assert readme.endswith("<!-- table:end -->\n\nafter\n")
     assert "old" not in readme
-    assert "| int8 | cpu in int8, 2 threads | 10.0 | 40.0 | 25.0 |" in readme
+    assert "| int8 | cpu, int8 | 10.0 | 40.0 | 25.0 |" in readme
     assert "| broken | cpu: failed | failed | failed |" in readme
     for text in ("28.50 | +1.50 | 0.8000", "61%", "**7.0 times** faster", "differed by 1.0% (median) and 3.0% (most)"):
         assert text in readme
     html = (checkout / "results" / "report.html").read_text()
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 5
+    assert "Engine: tiles" in html
+    assert "svg{color" not in html
+    for text in (
+        "31.250",
+        "article, seeded (210 kMAC a pixel)",
+        ">999<",
+        ">1.012<",
+        "More",
+        "28.41",
+        "tile px",
+        ">7.125<",
+    ):
+        assert text in html
+    # README has the first table of a record that brings its own, and nothing of other networks or sets.
+    assert "**Pruned**\n\n| removed | PSNR |\n|---|---:|\n| half | 28.41 |\n\nRecovered." in readme
+    assert not any(text in readme for text in ("More", "999", "31.25", "1.012"))
     assert html.count("data:image/jpeg;base64,") == 2 * 6
     for name in ("pareto", "latency", "shares"):
         assert f"](results/{name}.svg)" in readme
@@ -223,13 +340,18 @@ def test_the_committed_readme_agrees_with_the_committed_records(script):
 
 
 @pytest.mark.slow
-def test_quality_measures_a_real_bundle(checkout, script):
+def test_quality_measures_a_real_bundle_on_every_set(checkout, script, tmp_path):
     quality = script("quality")
-    status = quality.run(quality.Quality(model=checkout / "bundle", out=checkout, quick=True))
+    write_pairs(tmp_path / "mine", 3)
+    (tmp_path / "mine" / "blur" / "1.png").write_bytes(b"no image")
+    status = quality.run(
+        quality.Quality(model=checkout / "bundle", out=checkout, quick=True, data=(tmp_path / "mine",))
+    )
+    assert status == 1
     record = read_record(checkout / "quality.json")
-    assert status == 0
-    assert {row.variant for row in record.rows if row.provider == "cpu"} == {"fp32", "fp16", "int8", "float"}
-    for measured in record.rows:
-        assert measured.psnr > 5
-        mean = record.found["sets"]["built-in"]["mean"][f"{measured.model}/{measured.variant} on {measured.provider}"]
-        assert mean["psnr"] == measured.psnr
+    assert ["1.png" in note for note in record.notes].count(True) == 1
+    rows = [row for row in record.rows if row.provider == "cpu"]
+    for data in ("built-in photographs", "mine"):
+        assert {row.variant for row in rows if row.data == data} == {"fp32", "fp16", "int8", "float"}
+    assert all(row.psnr > 5 for row in rows)
+    assert record.settings["sets"] == {"built-in photographs": 3, "mine": 2}

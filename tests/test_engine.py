@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -16,9 +18,11 @@ from hypothesis import strategies as st
 from deblur_deploy import DeblurEngine, DeblurError
 from deblur_deploy.errors import InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
 from deblur_deploy.runtime import engine as engine_module
+from deblur_deploy.runtime import session as session_module
 from deblur_deploy.runtime import sessions as sessions_module
 from deblur_deploy.runtime.media import read_image
 from deblur_deploy.runtime.pixels import Layout
+from deblur_deploy.runtime.restoring import plan_for
 from tests import tiny
 from tests.conftest import noise
 
@@ -141,7 +145,7 @@ def _cached(bundle: Path, precision: str, memory: float | None) -> DeblurEngine:
 def test_a_memory_limit_really_makes_tiles(bundle: Path) -> None:
     engine = _cached(bundle, "fp32", 0.6)
     assert engine._main is not None
-    plan = engine._plan(engine._main, (150, 150, 3), engine._max_pixels(engine._main, noise(150, 150, 3)))
+    plan = plan_for(engine._main, noise(150, 150, 3), budget=engine._budget)
     assert len(plan.rows) * len(plan.columns) >= 4
 
 
@@ -232,7 +236,7 @@ def test_context_manager_closes(bundle: Path) -> None:
 def test_auto_takes_the_fastest_within_the_budget(bundle: Path) -> None:
     receipt = DeblurEngine(bundle, "cpu").receipt
     assert (receipt.variant, receipt.effective_precision, receipt.provider) == ("int8", "int8", "cpu")
-    assert receipt.convolutions == {"cpu": 1.0}
+    assert receipt.macs == {"cpu": 1.0}
     assert sum(receipt.nodes.values()) == pytest.approx(1)
     assert receipt.load_ms > 0
     assert receipt.versions["onnxruntime"] == ort.__version__
@@ -334,7 +338,7 @@ def test_many_shapes_from_many_threads_are_counted(bundle: Path, monkeypatch: py
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda i: sessions._runner((1, i, i % 7, 3), False), range(20_000)))
+            found = list(pool.map(lambda i: sessions._session((1, i, i % 7, 3), False), range(20_000)))
     finally:
         sys.setswitchinterval(switch)
     assert set(found) == {sessions._any}
@@ -344,10 +348,10 @@ def test_many_shapes_from_many_threads_are_counted(bundle: Path, monkeypatch: py
 def test_the_session_used_last_is_kept(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = DeblurEngine(bundle, "cpu", "fp32")._main
     assert sessions is not None
-    monkeypatch.setattr(sessions, "_create", lambda shape: sessions._any._session)
+    monkeypatch.setattr(sessions, "_create", lambda shape: sessions._any)
     shapes = [(1, 8, 8 + i, 3) for i in range(sessions_module.MAX_FIXED + 1)]
     for shape in (*shapes[:-1], shapes[0], shapes[-1]):
-        sessions._runner(shape, True)
+        sessions._session(shape, True)
     assert shapes[0] in sessions._fixed
     assert shapes[1] not in sessions._fixed
 
@@ -373,7 +377,7 @@ def test_out_of_memory_on_loading_is_told_as_such(bundle: Path, monkeypatch: pyt
             return session(data, options, providers, **rest)  # the reading of the contract
         raise RuntimeError("Failed to allocate memory for requested buffer")
 
-    monkeypatch.setattr(sessions_module.ort, "InferenceSession", fail)
+    monkeypatch.setattr(session_module.ort, "InferenceSession", fail)
     with pytest.raises(MemoryLimitError, match="too little memory"):
         DeblurEngine(bundle, "cpu")
 
@@ -385,3 +389,76 @@ def test_the_receipt_for_floats_is_their_own(bundle: Path) -> None:
     assert engine.float_receipt is not None
     assert (engine.float_receipt.variant, engine.float_receipt.effective_precision) == ("float", "fp32")
     assert engine.receipt.effective_precision == "int8"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("EP Error: kernel\nsecond line"), MemoryError("none left")])
+def test_a_compiled_shape_that_cannot_run_falls_back_once(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    engine, image = DeblurEngine(bundle, "cpu", "fp32"), noise(31, 33, 3)
+    sessions = engine._main
+    assert sessions is not None
+    create, made = sessions._create, []
+
+    def broken(shape: tuple[int, ...]) -> object:
+        made.append(create(shape))
+
+        def run(*_: object) -> None:
+            raise error
+
+        made[-1].bare = SimpleNamespace(run=run)
+        return made[-1]
+
+    monkeypatch.setattr(sessions, "_create", broken)
+    expected = bare(bundle, image)
+    np.testing.assert_array_equal(engine(image), expected)
+    with pytest.warns(RuntimeWarning, match=r"shape \(1, 31, 33, 3\) is not compiled: cpu") as caught:
+        np.testing.assert_array_equal(engine(image), expected)
+    assert len(caught) == 1
+    for _ in range(20):  # without a further word, and without trying again
+        np.testing.assert_array_equal(engine(image), expected)
+    assert len(made) == 1
+    assert not sessions._fixed
+
+
+def test_a_compiled_shape_that_has_run_fails_as_itself(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, image = DeblurEngine(bundle, "cpu", "fp32"), noise(31, 33, 3)
+    for _ in range(3):
+        engine(image)
+    assert engine._main is not None
+    (session,) = engine._main._fixed.values()
+
+    def run(*_: object) -> None:
+        raise RuntimeError("the device was lost")
+
+    monkeypatch.setattr(session, "bare", SimpleNamespace(run=run))
+    with pytest.raises(ProviderError, match="the device was lost"):
+        engine(image)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_however_large_the_image(bundle: Path) -> None:
+    """A view of one small image, so that only the engine and the result take memory; each size in its own process."""
+    code = """if True:
+        import numpy as np
+        from pathlib import Path
+        from deblur_deploy import DeblurEngine
+        def peak():
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+        engine = DeblurEngine(BUNDLE, "cpu", "int8", threads=1, max_memory_mb=16)
+        engine(np.zeros((64, 64, 3), np.uint8))
+        row = np.random.default_rng(0).integers(0, 256, (1, 2000, 3), np.uint8)
+        before = peak()
+        result = engine(np.broadcast_to(row, (HEIGHT, 2000, 3)))
+        assert (result[400] == result[HEIGHT - 400]).all()
+        print(peak() - before - result.nbytes / 2**20)
+    """
+    more_mb = []
+    for height in (1000, 8000):  # 2 and 16 megapixels
+        script = code.replace("BUNDLE", repr(str(bundle))).replace("HEIGHT", str(height))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        more_mb.append(float(done.stdout))
+    assert abs(more_mb[1] - more_mb[0]) < 8
+    assert max(more_mb) < 64

@@ -3,7 +3,13 @@
 import contextlib
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
 import cv2
 import msgspec
@@ -17,6 +23,7 @@ from deblur_deploy.cli.common import guarded
 from deblur_deploy.cli.export import command
 from deblur_deploy.contract import ModelContract
 from deblur_deploy.files import sha256
+from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.recipe import read_recipe, write_recipe
 from deblur_deploy.runtime.bundle import Bundle
@@ -26,6 +33,7 @@ from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo
 from tests.small import RECIPE, unet
 
+network = partial(unet, "stem2")
 VARIANTS = {"fp32", "fp16", "float", "int8", "int8-planes"}
 
 
@@ -41,7 +49,7 @@ def own_cache(tmp_path_factory):
 def room(tmp_path_factory):
     """A checkpoint, pairs, calibration photographs and a recipe that uses them."""
     folder = tmp_path_factory.mktemp("export")
-    save_checkpoint(unet(), folder / "small.safetensors")
+    save_checkpoint(network(), folder / "small.safetensors")
     for seed in range(2):
         for kind in ("blur", "calibration"):
             write_image(folder / kind / f"{seed}.png", cv2.GaussianBlur(photo(seed), (0, 0), 1.2))
@@ -84,7 +92,7 @@ def test_every_file_carries_its_contract(room, bundle):
         contract = ModelContract.from_metadata(metadata, variant.path)
         assert (contract.precision, contract.io) == (variant.precision, variant.io)
         assert contract.parent_sha256 == sha256(room / "small.safetensors")
-        assert contract.size_divisor == unet().config.size_divisor
+        assert contract.size_divisor == network().config.size_divisor
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -92,7 +100,7 @@ def test_the_engine_runs_the_bundle(bundle, precision):
     image = photo(5, 61, 83)
     restored = DeblurEngine(bundle, provider="cpu", precision=precision)(image)
     limit = {"fp32": 1, "fp16": 1, "int8": 40}[precision]
-    assert np.abs(restored.astype(int) - TorchRestorer(unet())(image)).max() <= limit
+    assert np.abs(restored.astype(int) - TorchRestorer(network())(image)).max() <= limit
 
 
 def test_the_recipe_in_the_bundle_gives_the_same_models_again(room, bundle, tmp_path):
@@ -131,7 +139,7 @@ def broken(room, name):
     if name == "text.safetensors":
         path.write_text("these are not weights")
     if name == "foreign.safetensors":
-        save_file({"weight": unet().head.weight.detach()}, path)
+        save_file({"weight": network().head.weight.detach()}, path)
     return path
 
 
@@ -157,10 +165,19 @@ def test_a_wrong_checkpoint_is_one_line_and_status_2(room, tmp_path, capfd, name
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("nonsense = 1", "unknown field `nonsense`"),
-        ("[int8]\ntiles = 0", "tiles is 0; allowed: 1 or more - at `$.int8`"),
-        ("[verify]\nrounds = 'x'", "Expected `int`, got `str` - at `$.verify.rounds`"),
-        ("name = ", ""),
+        ("nonsense = 1", "no key is called `$.nonsense`; allowed: name, checkpoint_sha256, "),
+        ("[int8]\nnonsense = 1", "no key is called `$.int8.nonsense`; allowed: method, "),
+        ("[int8]\ntiles = 0", "tiles is 0; allowed: 1 or more - at `$.int8.tiles`"),
+        ("[int8]\ntiles = 'many'", "Expected `int`, got `str` - at `$.int8.tiles`; allowed: 1 or more"),
+        ("[int8]\nmethod = 'guess'", "'guess' - at `$.int8.method`; allowed: minmax, percentile, entropy"),
+        ("int8 = 8", "Expected `object`, got `int` - at `$.int8`"),
+        ("[verify]\nrounds = 2.5", "Expected `int`, got `float` - at `$.verify.rounds`; allowed: 1 to 1000"),
+        ("[verify]\nwidth_px = 99999999", "width_px is 99999999; allowed: 1 to 16384 - at `$.verify.width_px`"),
+        ("[verify]\nmax_differing = nan", "max_differing is nan; allowed: 0 to 1 - at `$.verify.max_differing`"),
+        ("[verify]\nproviders = [1]", "Expected `str`, got `int` - at `$.verify.providers[0]`"),
+        ("pairs = 3", "Expected `str`, got `int` - at `$.pairs`"),
+        ("name = ", "Invalid value"),
+        ("name = 'a'\nname = 'b'", "Cannot overwrite a value"),
         ("pairs = '/nowhere'", "no such folder: /nowhere"),
         ("calibration = '/nowhere'", "no such folder: /nowhere"),
         ("[verify]\nproviders = ['cuda']", "provider cuda"),
@@ -172,7 +189,9 @@ def test_a_wrong_recipe_is_one_line_and_status_2(room, tmp_path, capfd, toml, me
     (tmp_path / "recipe.toml").write_text(toml)
     recipe = tmp_path / "recipe.toml"
     assert call(room / "small.safetensors", "--out", tmp_path / "out", "--recipe-file", recipe) == 2
-    assert message in capfd.readouterr().err.strip().splitlines()[-1]
+    (error,) = capfd.readouterr().err.strip().splitlines()
+    assert error.startswith("deblur-export: ")
+    assert message in error
     assert not (tmp_path / "out").exists()
 
 
@@ -204,12 +223,105 @@ def test_an_existing_folder_is_left_alone(room, bundle, tmp_path, capfd):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_a_failure_in_the_middle_leaves_nothing(room, tmp_path, monkeypatch, capfd):
+def again(room, out, *arguments, **changed):
+    """Export with the room's recipe, ``changed``; the manifest."""
+    recipe = read_recipe(room / "recipe.toml")
+    for name, values in changed.items():
+        recipe = msgspec.structs.replace(recipe, **{name: msgspec.structs.replace(getattr(recipe, name), **values)})
+    write_recipe(recipe, out.with_suffix(".toml"))
+    assert call(room / "small.safetensors", "--out", out, "--recipe-file", out.with_suffix(".toml"), *arguments) == 0
+    return json.loads((out / "bundle.json").read_text())
+
+
+def done(manifest):
+    return {stage["name"] for stage in manifest["stages"] if not stage["cached"]}
+
+
+def test_a_failure_in_the_middle_leaves_nothing_and_the_next_run_goes_on(room, bundle, tmp_path, monkeypatch, capfd):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Exporter, "int8", full_disk)
+    recipe = msgspec.structs.replace(read_recipe(room / "recipe.toml"), int8=Int8Config(tiles=1, tile_px=64))
+    write_recipe(recipe, tmp_path / "recipe.toml")
+    arguments = (room / "small.safetensors", "--out", tmp_path / "out", "--recipe-file", tmp_path / "recipe.toml")
+    with monkeypatch.context() as patch:
+        patch.setattr(Exporter, "int8", full_disk)
+        assert call(*arguments) == 2
+        assert "No space left on device" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+    assert call(*arguments) == 0
+    assert "export" not in done(json.loads((tmp_path / "out" / "bundle.json").read_text()))
+
+
+CACHED_RUN = """
+import sys
+from deblur_deploy.cli.export import command
+assert command(sys.argv[1:]) == 0
+heavy = {"torch", "onnx", "onnxscript", "matplotlib", "jinja2"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_a_second_run_does_nothing_twice_and_loads_nothing_for_it(room, bundle, tmp_path):
     arguments = (room / "small.safetensors", "--out", tmp_path / "out", "--recipe-file", room / "recipe.toml")
-    assert call(*arguments, "--no-cache") == 2
-    assert "No space left on device" in capfd.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    run = subprocess.run([sys.executable, "-c", CACHED_RUN, *arguments], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    first, second = (json.loads((path / "bundle.json").read_text()) for path in (bundle, tmp_path / "out"))
+    assert done(second) == set()
+    for path in bundle.iterdir():
+        if path.name != "bundle.json":
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    timed = [run.pop("cached") for row in second["variants"] for run in row["runs"]]
+    assert timed
+    assert all(timed)
+    before = [run.pop("cached") for row in first["variants"] for run in row["runs"]]
+    assert not any(before)
+    assert second["variants"] == first["variants"]
+    measured = first["variants"][0]["runs"][0]["measured"]
+    assert f"From the cache: cpu was timed on {measured}" in " ".join(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("changed", "stages"),
+    [
+        ({"verify": {"int8_max_drop_db": 2.5}}, set()),
+        ({"verify": {"rounds": 2}}, {"latency on cpu", "report"}),
+        ({"verify": {"random_sizes": 1}}, {"fp32 against torch", "report"}),
+        (
+            {"int8": {"tiles": 3}},
+            {"quantize", "quality of int8", "quality of int8-planes", "latency on cpu", "report"},
+        ),
+    ],
+)
+def test_a_changed_option_runs_only_what_depends_on_it(room, bundle, tmp_path, changed, stages):
+    changed.setdefault("verify", {})["providers"] = ("cpu",)
+    assert done(again(room, tmp_path / "out", **changed)) <= stages | ({"report"} if stages else set())
+    assert done(again(room, tmp_path / "repeated", **changed)) == set()
+
+
+def test_photographs_are_known_by_their_content(room, bundle, tmp_path):
+    shutil.copytree(room, tmp_path / "room", ignore=shutil.ignore_patterns("bundle"))
+    recipe = msgspec.structs.replace(
+        read_recipe(room / "recipe.toml"), pairs=tmp_path / "room", calibration=tmp_path / "room" / "calibration"
+    )
+    write_recipe(recipe, tmp_path / "room" / "recipe.toml")
+    assert done(again(tmp_path / "room", tmp_path / "moved")) == set()
+    write_image(tmp_path / "room" / "calibration" / "0.png", photo(7))
+    assert {"export", "quality of fp32"}.isdisjoint(changed := done(again(tmp_path / "room", tmp_path / "out")))
+    assert "quantize" in changed
+
+
+def test_a_damaged_cache_is_said_and_made_again(room, bundle, tmp_path, capfd):
+    for path in Path(os.environ["DEBLUR_CACHE"]).glob("*/int8.onnx"):
+        path.write_bytes(path.read_bytes()[:-100])
+    assert done(again(room, tmp_path / "out")) == {"quantize"}
+    said = [line for line in capfd.readouterr().err.splitlines() if "was damaged" in line]
+    assert said == ["- quantize: the cache was damaged (int8.onnx differs from what was written); made again"]
+    assert sha256(tmp_path / "out" / "int8.onnx") == sha256(bundle / "int8.onnx")
+
+
+def test_a_provider_that_was_not_asked_for_and_does_not_work_is_left_out(room, bundle, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("deblur_deploy.pipeline.bundle._wished", lambda _: ["cpu", "cuda"])
+    manifest = again(room, tmp_path / "out")
+    assert [run["provider"] for run in manifest["variants"][0]["runs"]] == ["cpu"]
+    assert "cuda is left out: provider cuda" in capfd.readouterr().err

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -7,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deblur_deploy.evaluation.clock import Lap, own_clock, thread_times
 from deblur_deploy.evaluation.latency import Timing, at_size, median_noise, take_turns
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=60))
 def test_noise_is_within_the_range_of_the_times_and_knows_no_unit(times):
     noise = median_noise(times)
@@ -48,12 +54,54 @@ def test_every_round_times_everyone_once_in_changing_order():
     ],
 )
 def test_it_measures_until_the_medians_are_stable_or_time_is_up(times, stable, budget_s, calls):
-    given_times = iter(times)
+    laps = [Lap(ms) for ms in times]
+    given, rounds = iter(laps), []
     timing = take_turns(
-        {"a": lambda: None}, rounds=50, warm_up=0, stable=stable, budget_s=budget_s, clock=lambda _: next(given_times)
-    )["a"]
+        {"a": lambda: None}, rounds=50, warm_up=0, stable=stable, budget_s=budget_s, clock=lambda _: next(given),
+        on_round=rounds.append,
+    )["a"]  # fmt: skip
     assert timing.calls == calls
-    assert timing == Timing.of(times[:calls])
+    assert timing == Timing.of(laps[:calls])
+    assert rounds == list(range(1, calls + 1))
+
+
+def test_steady_is_what_is_left_without_waiting_and_all_of_it_where_that_is_unknown():
+    laps = [Lap(10.0, 0.0), Lap(30.0, 20.0), Lap(50.0, 39.0)]
+    timing = Timing.of(laps)
+    assert (timing.median_ms, timing.steady_ms) == (30.0, 10.0)
+    assert timing.waited == pytest.approx((0 + 20 / 30 + 39 / 50) / 3)
+    assert timing.steady_noise < 0.06 < timing.noise
+    unknown = Timing.of([Lap(lap.ms) for lap in laps])
+    assert (unknown.steady_ms, unknown.waited) == (30.0, None)
+
+
+def test_waiting_behind_others_is_counted_and_subtracted():
+    """Four processes on one core: each has a quarter of it, and waits the rest of the time."""
+    if thread_times() is None:
+        pytest.skip("this system does not count waiting")
+    core = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, [{core}]); print(flush=True)\nwhile True: pass"
+    rivals = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
+
+    def work() -> None:
+        start = time.process_time()
+        while time.process_time() - start < 0.05:
+            pass
+
+    allowed = os.sched_getaffinity(0)
+    try:
+        for rival in rivals:
+            assert rival.stdout.readline()
+        os.sched_setaffinity(0, [core])
+        lap = own_clock(work, threads=1)
+    finally:
+        os.sched_setaffinity(0, allowed)
+        for rival in rivals:
+            rival.kill()
+            rival.communicate()
+    assert lap.waited_ms > 50
+    # Of its own it needs 50 ms, however long it took.
+    assert lap.steady_ms == pytest.approx(50, rel=0.25)
 
 
 def test_warm_up_is_not_timed():

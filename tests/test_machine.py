@@ -42,3 +42,21 @@ def test_gpus_are_what_nvidia_smi_lists(tmp_path, monkeypatch):
     assert machine.machine()["gpus"] == ["Some GPU, 80000 MiB, 570.1", "Other GPU, 10 MiB, 570.1"]
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert "gpus" not in machine.machine()
+
+
+def test_what_the_host_takes_is_a_share_of_all_time():
+    found = machine.stolen_s()
+    if found is None:
+        pytest.skip("no /proc/stat here")
+    stolen, total = found
+    assert 0 <= stolen <= total
+
+
+def test_memory_of_all_gpus_is_summed(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 100\necho 28\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert machine.gpu_memory_mb() == pytest.approx(128 * 2**20 / 1e6)
+    tool.write_text("#!/bin/sh\necho '[N/A]'\n")
+    assert machine.gpu_memory_mb() is None

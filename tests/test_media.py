@@ -64,6 +64,18 @@ def test_a_colour_profile_is_kept(tmp_path: Path, suffix: str) -> None:
     assert dict(media.read_photo(path).metadata)[cv2.IMAGE_METADATA_ICCP] == ICC
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_a_real_profile_is_kept(tmp_path: Path, suffix: str) -> None:
+    cms = pytest.importorskip("PIL.ImageCms")
+    pil = pytest.importorskip("PIL.Image")
+    profile = cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes()
+    pil.fromarray(noise(20, 30, 3)).save(tmp_path / f"a{suffix}", icc_profile=profile)
+    photo = media.read_photo(tmp_path / f"a{suffix}")
+    media.write_photo(tmp_path / f"b{suffix}", photo)
+    with pil.open(tmp_path / f"b{suffix}") as image:
+        assert image.info["icc_profile"] == profile
+
+
 def test_tiff_keeps_its_profile(tmp_path: Path) -> None:
     tags = {34675: (7, len(ICC), ICC)}
     media.write_photo(tmp_path / "a.tif", media.Photo(pixels=noise(20, 30, 3), tiff_tags=tags))
@@ -74,6 +86,51 @@ def test_tiff_keeps_its_profile(tmp_path: Path) -> None:
     assert dict(again.tiff_tags) == tags
     np.testing.assert_array_equal(again.pixels, photo.pixels)
     assert photo.pixels.shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("order", [b"II*\0", b"MM\0*"])
+def test_tiff_keeps_what_a_camera_wrote(tmp_path: Path, order: bytes) -> None:
+    """Written and read again by another library."""
+    pil = pytest.importorskip("PIL.Image")
+    plugin = pytest.importorskip("PIL.TiffImagePlugin")
+    tags = plugin.ImageFileDirectory_v2(order + b"\0" * 4)
+    plain = {270: "a cat", 271: "Maker", 272: "Model", 274: 6, 296: 2, 305: "Soft", 306: "2026:01:02 03:04:05",
+             315: "Äsop".encode("latin1"), 33432: "me", 700: b"<x/>", 34675: ICC}  # fmt: skip
+    for tag, value in plain.items():
+        tags[tag] = value
+    tags[282], tags[283] = 300.5, 72
+    tags[34665] = {33434: 0.004, 34855: 800, 36867: "2026:01:02 03:04:05", 37500: b"note" * 9}
+    tags[34853] = {1: "N", 2: (52.0, 30.0, 15.5)}
+    pixels = noise(20, 30, 3)
+    size = {256: 30, 257: 20, 258: (8, 8, 8), 259: 1, 262: 2, 273: 0, 277: 3, 278: 20, 279: pixels.size}
+    for tag, number in size.items():
+        tags[tag] = number
+    content = order + struct.pack("<I" if order == b"II*\0" else ">I", 8) + tags.tobytes(8) + pixels.tobytes()
+    (tmp_path / "a.tif").write_bytes(content)
+    photo = media.read_photo(tmp_path / "a.tif")
+    np.testing.assert_array_equal(photo.pixels, pixels)
+    for name in ("b.tif", "c.tif"):  # again, from what was written
+        media.write_photo(tmp_path / name, photo)
+        photo = media.read_photo(tmp_path / name)
+        np.testing.assert_array_equal(photo.pixels, pixels)
+    with pil.open(tmp_path / "a.tif") as before, pil.open(tmp_path / "c.tif") as after:
+        for tag in (*plain, 282, 283):
+            assert after.tag_v2[tag] == before.tag_v2[tag], tag
+        for directory in (34665, 34853):
+            assert dict(after.getexif().get_ifd(directory)) == dict(before.getexif().get_ifd(directory))
+            assert after.getexif().get_ifd(directory)
+    media.write_photo(tmp_path / "d.jpg", photo)
+    with pil.open(tmp_path / "d.jpg") as jpeg:
+        assert jpeg.getexif()[274] == 6
+        assert jpeg.getexif().get_ifd(34665)[34855] == 800
+    assert media.read_image(tmp_path / "d.jpg").shape == (30, 20, 3)
+
+
+def test_a_directory_of_many_entries_for_the_same_bytes_is_left_out() -> None:
+    entries = b"".join(struct.pack("<HHII", tag, 7, 10_000, 0) for tag in range(2000))
+    exif = struct.pack("<H", 2000) + entries
+    data = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 34665, 4, 1, 26, 0) + exif
+    assert read_tags(data) == {}
 
 
 def test_a_sideways_tiff_is_turned_once(tmp_path: Path) -> None:

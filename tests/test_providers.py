@@ -5,7 +5,11 @@ import subprocess
 import sys
 import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError, Lock
+from time import sleep
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +20,7 @@ from deblur_deploy.errors import InputError, ProviderError
 from deblur_deploy.runtime import doctor, providers, sessions, threads
 from deblur_deploy.runtime import engine as engine_module
 from deblur_deploy.runtime.providers import Provider
+from deblur_deploy.runtime.session import Session
 from tests.conftest import noise
 
 
@@ -65,7 +70,7 @@ def test_a_failing_run_is_not_repeated_on_the_cpu(bundle: Path, monkeypatch: pyt
         def run(self, *_: object) -> list[np.ndarray]:
             raise RuntimeError("EP Error: first\nsecond line")
 
-    monkeypatch.setattr(engine._main._any, "_session", Broken())
+    monkeypatch.setattr(engine._main._any, "bare", Broken())
     with pytest.raises(ProviderError, match=r"cpu failed on .*first$"):
         engine(noise(9, 9, 3))
 
@@ -139,12 +144,30 @@ def test_threads_follow_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> N
         assert threads.usable_cores() == cores
 
 
-def test_engines_without_a_thread_count_take_turns(bundle: Path) -> None:
-    first, second = DeblurEngine(bundle, "cpu"), DeblurEngine(bundle, "cpu", threads=1)
-    assert first._main is not None
-    assert second._main is not None
-    assert first._main._shared
-    assert not second._main._shared
+@pytest.mark.parametrize(("count", "together"), [(None, False), (1, True)])
+def test_engines_without_a_thread_count_take_turns(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, count: int | None, together: bool
+) -> None:
+    engines = [DeblurEngine(bundle, "cpu", threads=count) for _ in range(3)]
+    running, most, lock, meeting = 0, 0, Lock(), Barrier(2)
+
+    def slow(session: Session, batch: np.ndarray) -> np.ndarray:
+        nonlocal running, most
+        with lock:
+            running, most = running + 1, max(most, running + 1)
+        if together:
+            with suppress(BrokenBarrierError):
+                meeting.wait(5)
+        else:
+            sleep(0.005)
+        with lock:
+            running -= 1
+        return batch
+
+    monkeypatch.setattr(Session, "__call__", slow)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda i: engines[i % 3](noise(8, 8, 3)), range(12)))
+    assert (most > 1) is together
 
 
 @pytest.mark.parametrize("lines", ["import deblur_deploy", "import deblur_deploy.runtime.engine"])
@@ -159,7 +182,7 @@ def test_nothing_is_printed(bundle: Path, lines: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "auto"])
 def test_cuda_runs_and_agrees(bundle: Path, precision: str) -> None:
     engine, image = DeblurEngine(bundle, "cuda", precision), noise(64, 96, 3)
-    assert engine.receipt.convolutions["cuda"] == 1
+    assert engine.receipt.macs["cuda"] == 1
     expected = DeblurEngine(bundle, "cpu", "fp32")(image).astype(int)
     for _ in range(4):
         assert np.abs(engine(image) - expected).max() <= (1 if precision == "fp32" else 4)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -145,25 +145,62 @@ def test_the_doctor_mends_a_missing_model(
     assert "-> deblur-export" in capsys.readouterr().out
 
 
+def started(*arguments: object, until: Callable[[], bool]) -> tuple[list[str], subprocess.Popen[str]]:
+    """A deblur-run of its own process, which has come as far as ``until``."""
+    command = [sys.executable, "-m", "deblur_deploy.cli.run", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not until() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    return command, process
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_killed_it_leaves_no_half_file_and_goes_on(tmp_path: Path, bundle: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_ended_it_leaves_no_half_file_and_goes_on(tmp_path: Path, bundle: Path, number: int, status: int) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     for i in range(40):
         media.write_image(photos / f"{i:02}.png", noise(160, 160, 3, seed=i))
-    command = [sys.executable, "-m", "deblur_deploy.cli.run", str(photos), "--out", str(out), "--model", str(bundle)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (out.is_dir() and list(out.glob("[0-9]*.png"))) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    arguments = photos, "--out", out, "--model", bundle
+    command, process = started(*arguments, until=lambda: out.is_dir() and any(out.glob("[0-9]*.png")))
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert process.returncode == status
+    assert "Traceback" not in said
     finished = sorted(out.glob("[0-9]*.png"))
     assert finished
     for path in finished:
         assert media.read_image(path).shape == (160, 160, 3)
+    before = {path: path.stat().st_mtime_ns for path in finished}
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == common.OK
-    assert len(list(out.glob("[0-9]*.png"))) == 40
+    assert files(out) == [f"{i:02}.png" for i in range(40)]
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_killed_in_a_video_it_leaves_no_half_one(tmp_path: Path, bundle: Path) -> None:
+    pytest.importorskip("av")
+    from tests.test_video import facts
+
+    source, out = tmp_path / "a.mkv", tmp_path / "out"
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*"MJPG"), 25, (320, 240))
+    for i in range(120):
+        writer.write(noise(240, 320, 3, seed=i))
+    writer.release()
+
+    def writing() -> bool:
+        return out.is_dir() and any(path.stat().st_size for path in out.glob(".a-*"))
+
+    command, process = started(source, "--out", out, "--model", bundle, until=writing)
+    process.kill()
+    process.communicate()
+    assert [path for path in files(out) if not path.startswith(".")] == []
+    assert len(files(out)) == 1
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == common.OK
+    assert files(out) == ["a.mkv"]
+    assert len(facts(out / "a.mkv")["times"]) == 120
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deblur_deploy.cli import tune
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.errors import DeblurError, InputError, MissingExtraError
@@ -24,6 +25,7 @@ from deblur_deploy.evaluation import bench, record, views
 from deblur_deploy.evaluation.compare import caveats, compare_records
 from deblur_deploy.evaluation.page import Page, pictures_of, write_page
 from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.evaluation.sets import measure, names, steps, usable_sets
 from deblur_deploy.files import writing_file
 from deblur_deploy.runtime.providers import AUTO, find
 from deblur_deploy.runtime.threads import usable_cores
@@ -47,8 +49,9 @@ class Arguments:
     """Only these files of the bundles, such as 'int8'; by default all."""
     sizes: tuple[str, ...] = tuple(f"{width}x{height}" for width, height in bench.Plan().sizes)
     """WIDTHxHEIGHT of the images that are timed."""
-    data: Path | None = None
-    """Folder with pairs, blur/NAME and sharp/NAME, for PSNR and SSIM; by default the built-in photographs."""
+    data: tuple[Path, ...] = ()
+    """Image pairs for PSNR and SSIM, each a set of its own: folders with blur/NAME and sharp/NAME, in any depth, or CSV
+    files; by default the built-in photographs."""
     threads: int | None = None
     """Cores to use; by default all that this process may use."""
     budget_s: float = bench.Plan().budget_s
@@ -61,6 +64,9 @@ class Arguments:
     """Write one self-contained page to this file."""
     compare: tuple[Path, Path] | None = None
     """Measure nothing; say what got slower or worse from the first of these records (--json) to the second."""
+    tune: bool = False
+    """Find out which file, provider, threads, shapes and tiles are fastest here, and keep that for DeblurEngine; of
+    the other options only --providers and --budget-s count."""
 
     def __post_init__(self) -> None:
         for size in self.sizes:
@@ -84,37 +90,48 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
     console = console or Console(stderr=True)
     if arguments.compare:
         return _compare(*arguments.compare)
+    if arguments.tune:
+        return tune.run(arguments.models, providers=arguments.providers, budget_s=arguments.budget_s, console=console)
     notes: list[str] = []
     entries = _entries(arguments, notes)
-    pairs, failed = _pairs(arguments.data)
+    sets, failed = _sets(arguments.data)
     plan = bench.Plan(
         sizes=tuple(dict.fromkeys(_width_height(size) for size in arguments.sizes)), budget_s=arguments.budget_s
     )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=bench.steps(entries, plan))
+        task = progress.add_task("starting", total=steps(entries, sets, plan))
+
+        done = count()
 
         def on_progress(what: str) -> None:
-            progress.update(task, advance=1, description=escape(what))
+            # What is being done is not done yet.
+            progress.update(task, completed=next(done), description=escape(what))
 
-        outcome = bench.measure(entries, pairs, pairs[0].blurred, plan, on_progress)
+        def on_round(what: str) -> None:
+            progress.update(task, description=escape(what))
+
+        main = next(iter(sets.values()))
+        outcome = measure(entries, sets, main[0].blurred, plan, on_progress, on_round)
     result = record.new_record(
         "deblur-bench",
         {
             "sizes": list(arguments.sizes),
             "threads": arguments.threads or usable_cores(),
             "budget_s": arguments.budget_s,
-            "data": arguments.data.name if arguments.data else "built-in photographs",
-            "pairs": [pair.name for pair in pairs],
+            "data": ", ".join(sets),
+            "sets": {name: len(pairs) for name, pairs in sets.items()},
+            "pairs": names(sets),
         },
         reference_ms=outcome.reference_ms,
         machine_noise=outcome.machine_noise,
+        stolen=outcome.stolen,
         notes=[*notes, *failed],
         rows=outcome.rows,
     )
     _write(arguments, result)
     if arguments.html:
-        _write_html(arguments.html, result, entries, pairs)
+        _write_html(arguments.html, result, entries, main)
     if Path("-") not in (arguments.json, arguments.csv):
         for grid in tables(result):
             Console(width=None if sys.stdout.isatty() else 120).print(grid)
@@ -127,17 +144,18 @@ def tables(result: record.Record) -> list[Table]:
     """One line a row, the sizes apart; and one line a variant and provider."""
     several = len({row.model for row in result.rows}) > 1
     grids = []
-    for columns, cells, rows in (
-        (views.COSTS, views.costs, result.rows),
-        (views.QUALITIES, views.qualities, views.one_a_variant(result.rows)),
+    timed, variants = [row for row in result.rows if row.size], views.one_a_variant(result.rows)
+    for (columns, lines), rows in (
+        (views.cost_lines(result.rows), timed),
+        (views.quality_lines(result.rows), variants),
     ):
         grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
         for heading in (*(("model",) if several else ()), *columns):
-            textual = heading in ("model", "variant", "provider", "size", "really ran")
+            textual = heading in ("model", "variant", "provider", "size", "on", "really ran")
             grid.add_column(heading, justify="left" if textual else "right", no_wrap=heading != "really ran")
-        for row, after in zip_longest(rows, rows[1:]):
-            text = map(escape, [*((row.model,) if several else ()), *cells(row)])
-            grid.add_row(*text, end_section=after is None or after.size != row.size)
+        for row, after, line in zip_longest(rows, rows[1:], lines):
+            text = map(escape, [*((row.model,) if several else ()), *line])
+            grid.add_row(*text, end_section=after is None or (after.size, after.data) != (row.size, row.data))
         grids.append(grid)
     return grids
 
@@ -168,9 +186,10 @@ def _entries(arguments: Arguments, notes: list[str]) -> list[bench.Entry]:
     return entries
 
 
-def _pairs(folder: Path | None) -> tuple[list[Pair], list[str]]:
-    if folder is not None:
-        return bench.readable_pairs(folder)
+def _sets(data: Sequence[Path]) -> tuple[dict[str, Sequence[Pair]], list[str]]:
+    """Pairs by the name of their set, and one line for each that cannot be used."""
+    if data:
+        return usable_sets(data)
     try:
         from deblur_deploy.pipeline.photos import builtin_pairs
     except ImportError as error:
@@ -178,7 +197,7 @@ def _pairs(folder: Path | None) -> tuple[list[Pair], list[str]]:
             f"{error.name} is not installed, which the built-in photographs need; give --data, or "
             "pip install 'deblur-deploy[cpu,train]'"
         ) from None
-    return builtin_pairs(), []
+    return {"built-in photographs": builtin_pairs()}, []
 
 
 def _write(arguments: Arguments, result: record.Record) -> None:

@@ -1,4 +1,4 @@
-"""deblur-run: deblurs images, folders and videos."""
+"""deblur-run: deblurs images, folders, videos and streams."""
 
 from __future__ import annotations
 
@@ -13,28 +13,36 @@ from typing import Annotated
 import cv2
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
+from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Photo, list_media, read_photo, write_photo
+from deblur_deploy.runtime.media import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Photo,
+    is_stream,
+    list_media,
+    read_photo,
+    write_photo,
+)
 from deblur_deploy.runtime.streams import overlapped
 from deblur_deploy.runtime.variants import Wish
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Deblur images, folders and videos.
+    """Deblur images, folders, videos, and a camera or stream.
 
     Finished files are kept: run the same command again after an interruption and it does the rest.
     """
 
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Image or video files, or folders of them."""
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Image or video files, or folders of them; or one live source: camera:0, or a URL such as rtsp://..."""
     out: Path = Path("restored")
-    """Folder for the results, which have the names and formats of the inputs."""
+    """Folder for the results, which have the names and formats of the inputs; of a live source the video file."""
     model: Path | None = None
     """Bundle folder or .onnx file of deblur-export; by default the model that ships with the package."""
     provider: str = "auto"
@@ -53,17 +61,25 @@ class RunConfig:
     """Larger images are cut into tiles; by default decided by the free memory."""
     max_megapixels: float = 268.4
     """Refuse images, and frames of videos, that state more pixels than this."""
+    seconds: float | None = None
+    """Length of what is recorded from a live source; by default until it ends, or Ctrl-C."""
     doctor: bool = False
     """Print what this machine offers, what is missing and how to mend it, and do nothing else."""
 
     def __post_init__(self) -> None:
-        for name, value in (("max-megapixels", self.max_megapixels), ("max-memory-mb", self.max_memory_mb)):
+        for name in ("max_megapixels", "max_memory_mb", "seconds"):
+            value = getattr(self, name)
             if value is not None and not (isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; allowed: more than 0 and finite")
+                raise ValueError(f"{name.replace('_', '-')} is {value}; allowed: more than 0 and finite")
 
     @property
     def max_pixels(self) -> int:
         return int(self.max_megapixels * 1e6)
+
+    def engine(self) -> DeblurEngine:
+        return DeblurEngine(
+            self.model, self.provider, self.precision, threads=self.threads, max_memory_mb=self.max_memory_mb
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +94,15 @@ def plan_jobs(config: RunConfig) -> list[Job]:
     """What there is to do, in order; raises MissingFileError, InputError or OutputError on what makes no sense."""
     if not config.inputs:
         raise InputError("give images or folders to restore; see deblur-run --help")
+    if config.seconds is not None:
+        raise InputError("--seconds is for a live source, such as camera:0; leave it out")
     if not config.glob or Path(config.glob).is_absolute() or ".." in Path(config.glob).parts:
         raise InputError(f"glob is {config.glob!r}; give a pattern of names inside the folder, such as 'IMG_*'")
     for place in (config.out, *config.out.parents):
         if place.is_file():
             raise OutputError(f"{place} is a file, --out must be a folder; choose another")
     jobs: dict[Path, Job] = {}
-    for given in config.inputs:
+    for given in map(Path, config.inputs):
         if not given.exists():
             raise MissingFileError(f"no such file or folder: {given}")
         if given.is_dir():
@@ -116,6 +134,11 @@ def plan_jobs(config: RunConfig) -> list[Job]:
 
 def run(config: RunConfig, console: Console) -> int:
     """Do the jobs; returns the exit status.  Files that fail are named on ``console`` and the others still done."""
+    if any(is_stream(str(given)) for given in config.inputs):
+        # Here, so that images need no PyAV.
+        from deblur_deploy.cli.live import run_live
+
+        return run_live(config, console)
     jobs = plan_jobs(config)
     todo = [job for job in jobs if config.overwrite or not job.target.exists()]
     if not todo:
@@ -124,13 +147,7 @@ def run(config: RunConfig, console: Console) -> int:
     _remove_leftovers(todo)
     images = [job for job in todo if job.source.suffix.lower() in IMAGE_SUFFIXES]
     videos = [job for job in todo if job.source.suffix.lower() not in IMAGE_SUFFIXES]
-    with DeblurEngine(
-        config.model,
-        config.provider,
-        config.precision,
-        threads=config.threads,
-        max_memory_mb=config.max_memory_mb,
-    ) as engine:
+    with config.engine() as engine:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -175,7 +192,7 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
             return job, error
 
     failed = 0
-    with _progress(console) as progress:
+    with bar(console) as progress:
         task = progress.add_task("images", total=len(jobs), rate="")
         for job, photo in overlapped(read(), restore):
             try:
@@ -185,7 +202,7 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
             except DeblurError as error:
                 failed += 1
                 _complain(error, console)
-            _advance(progress, task)
+            advance(progress, task)
     return failed
 
 
@@ -194,29 +211,19 @@ def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: C
         # Here, so that images need no PyAV.
         from deblur_deploy.runtime.video import frame_count, restore_video
 
-        with _progress(console) as progress:
+        with bar(console) as progress:
             task = progress.add_task(job.source.name, total=frame_count(job.source), rate="")
             restore_video(
                 job.source,
                 job.target,
                 engine,
                 max_pixels=config.max_pixels,
-                on_frame=lambda: _advance(progress, task),
+                on_frame=lambda: advance(progress, task),
             )
     except DeblurError as error:
         _complain(error, console)
         return False
     return True
-
-
-def _progress(console: Console) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, TextColumn("{task.fields[rate]}"), console=console)
-
-
-def _advance(progress: Progress, task: TaskID) -> None:
-    speed = progress.tasks[task].speed
-    progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
 
 
 def _complain(error: DeblurError, console: Console) -> None:

@@ -12,6 +12,8 @@ from rich.progress import Progress as Bar
 from deblur_deploy.training.config import TrainConfig
 from deblur_deploy.training.train import Progress
 
+_MANY_DEAD = 0.2
+
 
 class Watcher:
     """Called with the progress after each step; a context, as the bar is one."""
@@ -46,6 +48,12 @@ class Watcher:
                 f"SSIM {result.mean.ssim:.4f}, worst image {result.worst_gain_db:+.2f} dB ({result.worst})"
             )
             self.console.print(escape(text), soft_wrap=True)
+        if progress.dead is not None and progress.dead > _MANY_DEAD:
+            text = (
+                f"{progress.dead:.0%} of the channels never fire and learn no more: lower --learning-rate; "
+                "--init CHECKPOINT --revive gives them a new start"
+            )
+            self.console.print(f"[yellow]note[/]: {text}", soft_wrap=True)
         if progress.quality:
             mean = sum(result.mean.psnr for result in progress.quality.values()) / len(progress.quality)
             self.psnr = f", PSNR {mean:.2f}"

@@ -1,7 +1,6 @@
-"""Which variant on which provider: every combination in a process of its own, measured in turn.
+"""Which variant on which provider: every combination in a process of its own, timed in turn.
 
-Quality belongs to a variant on a provider, latency and memory also to a size.  A combination that fails is a row that
-says so; the others stand.
+A combination that fails is a row that says so; the others stand.
 """
 
 from __future__ import annotations
@@ -9,25 +8,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
-from time import perf_counter
-from typing import Any
+from time import perf_counter, sleep
+from typing import Any, cast
 
-import msgspec
 import numpy as np
 
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError
+from deblur_deploy.evaluation.clock import Lap, own_clock
 from deblur_deploy.evaluation.latency import STABLE, Timing, at_size, take_turns
-from deblur_deploy.evaluation.quality import Pair, compare, mean_quality, psnr
+from deblur_deploy.evaluation.machine import gpu_memory_mb, stolen_s
 from deblur_deploy.evaluation.record import Row
 from deblur_deploy.evaluation.worker import Worker
 from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.runtime.media import Image, list_images, read_image
+from deblur_deploy.runtime.media import Image
 
 REFERENCE = "reference"
 _SLOW_MS = 2000
+_SETTLE_S, _SETTLE_BLAS_S = 0.005, 0.05
+"""Pauses after a turn, in which threads that look for more work give up and leave the cores to the next one: ONNX
+Runtime's within a millisecond, OpenBLAS's (the reference computation) after 2**26 clock ticks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +79,11 @@ class Outcome:
 
     rows: list[Row]
     reference_ms: dict[str, float]
-    """Median of the reference computation, by size."""
+    """Steady median of the reference computation, by size."""
     reference_noise: float = 0.0
     """The largest noise of these medians."""
+    stolen: float | None = None
+    """Share of the processor time that a virtual machine's host took meanwhile; None if unknown."""
 
     @property
     def machine_noise(self) -> float | None:
@@ -89,6 +93,11 @@ class Outcome:
 
 
 Progress = Callable[[str], None]
+"""Is told what is being done, step by step."""
+
+
+def silent(what: str) -> None:
+    """Progress for nobody."""
 
 
 def entries_of(
@@ -120,99 +129,39 @@ def entries_of(
     ]
 
 
-def readable_pairs(folder: Path) -> tuple[list[Pair], list[str]]:
-    """Pairs of ``folder`` (``blur/NAME`` and ``sharp/NAME``), and one line for each that cannot be used.
-
-    Raises MissingFileError or InputError if there is none at all.
-    """
-    pairs, failed = [], []
-    for path in list_images(folder / "blur"):
-        try:
-            blurred, sharp = read_image(path), read_image(folder / "sharp" / path.name)
-            if blurred.shape != sharp.shape:
-                sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (blurred, sharp))
-                raise InputError(f"{path} and its sharp image differ in size: {sizes}")
-            if min(blurred.shape[:2]) < 11:
-                raise InputError(f"{path} is smaller than the 11x11 pixels that SSIM needs")
-            pairs.append(Pair(name=path.name, blurred=blurred, sharp=sharp))
-        except DeblurError as error:
-            failed.append(str(error))
-    if not pairs:
-        reason = failed[0] if failed else f"{folder}/blur holds no images"
-        raise InputError(f"no pair can be used ({reason}); pairs are {folder}/blur/NAME and {folder}/sharp/NAME")
-    return pairs, failed
-
-
-def steps(entries: Sequence[Entry], plan: Plan) -> int:
-    """How often ``measure`` reports progress."""
-    return len(entries) * (1 + len(plan.sizes)) + len(plan.sizes)
-
-
-def measure(
-    entries: Sequence[Entry], pairs: Sequence[Pair], photo: Image, plan: Plan, on_progress: Progress = lambda _: None
-) -> Outcome:
-    """Quality on ``pairs`` and latency at each size on ``photo`` scaled to it; one row an entry and size."""
-    quality = measure_quality(entries, pairs, on_progress)
-    outcome = measure_latency(entries, photo, plan, on_progress)
-    by_key = {(entry.model, entry.variant, entry.provider): quality[entry.name] for entry in entries}
-    return replace(outcome, rows=[msgspec.structs.replace(row, **by_key[row.key[:3]]) for row in outcome.rows])
-
-
 def measure_latency(
-    entries: Sequence[Entry], photo: Image, plan: Plan, on_progress: Progress = lambda _: None
+    entries: Sequence[Entry],
+    photo: Image,
+    plan: Plan,
+    on_progress: Progress = silent,
+    on_round: Progress = silent,
 ) -> Outcome:
-    """Latency, memory, load and first image at each size, on ``photo`` scaled to it."""
+    """Latency, memory, load and first image at each size, on ``photo`` scaled to it.
+
+    ``on_round`` hears of every round of the timed calls, of which nobody knows how many there will be.
+    """
     rows: list[Row] = []
     references: dict[str, Timing] = {}
-    left = plan.budget_s
+    left, before = plan.budget_s, stolen_s()
     for done, (width, height) in enumerate(sorted(plan.sizes, key=math.prod)):
         share = left / (len(plan.sizes) - done)
         size = f"{width}x{height}"
-        timed, references[size], spent = _latency(entries, at_size(photo, width, height), plan, share, on_progress)
+        timed, references[size], spent = _latency(
+            entries, at_size(photo, width, height), plan, share, on_progress, on_round
+        )
         left -= spent
         rows += [entry.row(size, **timed[entry.name]) for entry in entries]
+    after = stolen_s()
     return Outcome(
         rows=rows,
-        reference_ms={size: timing.median_ms for size, timing in references.items()},
-        reference_noise=max((timing.noise for timing in references.values()), default=0.0),
+        reference_ms={size: timing.steady_ms for size, timing in references.items()},
+        reference_noise=max((timing.steady_noise for timing in references.values()), default=0.0),
+        stolen=(after[0] - before[0]) / max(after[1] - before[1], 1e-9) if before and after else None,
     )
 
 
-def measure_quality(
-    entries: Sequence[Entry], pairs: Sequence[Pair], on_progress: Progress = lambda _: None
-) -> dict[str, dict[str, Any]]:
-    """Mean quality on ``pairs`` (at least one) by entry: fields of a row, or its ``error``.
-
-    PSNR to fp32 is taken against the first entry of the same model whose variant is called ``fp32``.
-    """
-    fp32: dict[str, list[Image]] = {}
-    found: dict[str, dict[str, Any]] = {}
-    # fp32 first, so that the others can be compared with it.
-    for entry in sorted(entries, key=lambda entry: entry.variant != "fp32"):
-        on_progress(f"quality of {entry.name}")
-        try:
-            with entry.start() as worker:
-                restored = [worker.restore(pair.blurred) for pair in pairs]
-                facts = worker.facts
-        except DeblurError as error:
-            found[entry.name] = {"error": str(error)}
-            continue
-        mean = mean_quality(compare(image, pair) for image, pair in zip(restored, pairs, strict=True))
-        values = {"psnr_blurred": mean.psnr_blurred, "psnr": mean.psnr, "ssim": mean.ssim, "facts": facts}
-        if entry.variant == "fp32":
-            fp32.setdefault(entry.model, restored)
-        if (exact := fp32.get(entry.model)) and exact is not restored:
-            values["psnr_to_fp32"] = _finite(fmean(map(psnr, restored, exact)))
-        found[entry.name] = values
-    return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _latency(
-    entries: Sequence[Entry], image: Image, plan: Plan, budget_s: float, on_progress: Progress
+    entries: Sequence[Entry], image: Image, plan: Plan, budget_s: float, on_progress: Progress, on_round: Progress
 ) -> tuple[dict[str, dict[str, Any]], Timing, float]:
     """Values by entry, the reference's timing, and the seconds that the timed calls took."""
     size = f"{image.shape[1]}x{image.shape[0]}"
@@ -220,11 +169,12 @@ def _latency(
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for entry in entries:
-            on_progress(f"{size}: {entry.name}")
+            on_progress(f"{size}: starting {entry.name}")
+            used = gpu_memory_mb()
             try:
                 worker = stack.enter_context(entry.start())
                 worker.keep(image)
-                first_ms = worker.run()
+                first_ms = worker.run().ms
                 # The second call of a size compiles it, from the third on nothing changes.
                 for _ in range(2 if first_ms < _SLOW_MS else 1):
                     worker.run()
@@ -233,55 +183,70 @@ def _latency(
                 continue
             workers[entry.name] = worker
             found[entry.name] = {"load_ms": worker.load_ms, "first_ms": first_ms, "facts": worker.facts}
+            # By difference: inside a container the driver does not know processes by their own numbers.
+            if used is not None and (grown := (gpu_memory_mb() or used) - used) > 0:
+                found[entry.name]["gpu_mb"] = grown
+        start = perf_counter()
         on_progress(f"{size}: taking turns")
-        timings, reference = _turns(workers, found, plan, budget_s)
+        timings, reference = _turns(workers, found, plan, budget_s, lambda count: on_round(f"{size}: round {count}"))
+        spent = perf_counter() - start
         for name, timing in timings.items():
-            found[name] |= {
-                "median_ms": timing.median_ms,
-                "p95_ms": timing.p95_ms,
-                "best_ms": timing.best_ms,
-                "calls": timing.calls,
-                "noise": timing.noise,
-                "peak_mb": workers[name].peak_mb(),
-            }
-    spent = sum(timing.median_ms * timing.calls for timing in timings.values()) / 1e3
+            values = {field.name: getattr(timing, field.name) for field in fields(timing)}
+            found[name] |= {**values, "peak_mb": workers[name].peak_mb()}
     return found, reference, spent
 
 
 def _turns(
-    workers: Mapping[str, Worker], found: dict[str, dict[str, Any]], plan: Plan, budget_s: float
+    workers: Mapping[str, Worker],
+    found: dict[str, dict[str, Any]],
+    plan: Plan,
+    budget_s: float,
+    on_round: Callable[[int], None],
 ) -> tuple[dict[str, Timing], Timing]:
     """Timings of the workers that hold out, and the reference's; the others get an ``error``."""
 
-    def clock(call: Callable[[], object]) -> float:
-        return float(call())  # type: ignore[arg-type]
-
-    def call_of(name: str) -> Callable[[], float]:
-        def call() -> float:
+    def call_of(name: str) -> Callable[[], Lap]:
+        def call() -> Lap:
             if "error" not in found[name]:
                 try:
-                    return workers[name].run()
+                    lap = workers[name].run()
+                    sleep(_SETTLE_S)
+                    return lap
                 except DeblurError as error:
                     found[name]["error"] = str(error)
-            return math.nan
+            return Lap(math.nan)
 
         return call
 
-    calls = {name: call_of(name) for name in workers} | {REFERENCE: _reference()}
-    timings = take_turns(calls, rounds=plan.rounds, warm_up=0, budget_s=budget_s, stable=plan.stable, clock=clock)
-    reference = timings.pop(REFERENCE)
-    return {name: timing for name, timing in timings.items() if "error" not in found[name]}, reference
+    job = _reference()
+
+    def reference_call() -> Lap:
+        lap = own_clock(job)
+        sleep(_SETTLE_BLAS_S)
+        return lap
+
+    calls = {name: call_of(name) for name in workers} | {REFERENCE: reference_call}
+    timings = take_turns(
+        calls,
+        rounds=plan.rounds,
+        warm_up=0,
+        budget_s=budget_s,
+        stable=plan.stable,
+        clock=lambda call: cast("Lap", call()),
+        on_round=on_round,
+    )
+    of_machine = timings.pop(REFERENCE)
+    return {name: timing for name, timing in timings.items() if "error" not in found[name]}, of_machine
 
 
-def _reference() -> Callable[[], float]:
-    """A fixed computation on all cores, some milliseconds long, that answers the milliseconds it took."""
+def _reference() -> Callable[[], None]:
+    """A fixed computation on all cores, some milliseconds long."""
     matrix = np.random.default_rng(0).random((1024, 1024), dtype=np.float32)
     target = np.empty((8, *matrix.shape), np.float32)
 
-    def job() -> float:
-        start = perf_counter()
+    def job() -> None:
         target[:] = matrix @ matrix
-        return 1e3 * (perf_counter() - start)
 
     job()
+    sleep(_SETTLE_BLAS_S)
     return job

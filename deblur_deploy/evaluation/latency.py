@@ -2,6 +2,10 @@
 
 Every candidate is a function that returns when its result is in ordinary memory, so nothing is left running on a
 device when the clock stops.
+
+On a machine that does other things too, threads that are ready to run wait for a core.  Linux counts that time for
+each thread (schedstat, in ns), so beside the median of the wall clock stands the *steady* one: the median of each
+call's time less what its threads waited on average.  On an idle machine the two agree.
 """
 
 from __future__ import annotations
@@ -10,10 +14,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import cv2
 import numpy as np
 
+from deblur_deploy.evaluation.clock import Clock, Lap, own_clock
 from deblur_deploy.runtime.media import Image
 
 STABLE = 0.02
@@ -24,7 +30,7 @@ _MIN_ROUNDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Wall-clock milliseconds of one call."""
+    """Milliseconds of one call: of the wall clock, but for ``steady_ms``."""
 
     median_ms: float
     p95_ms: float
@@ -32,16 +38,28 @@ class Timing:
     calls: int
     noise: float = 0.0
     """Half the width of the median's 95 % confidence interval, as a share of the median."""
+    steady_ms: float
+    """Median of the calls' times without waiting for a core; ``median_ms`` where that is unknown."""
+    steady_noise: float = 0.0
+    """As ``noise``, of ``steady_ms``."""
+    waited: float | None = None
+    """Share of its time that a call waited for a core, on average; None if unknown."""
 
     @classmethod
-    def of(cls, times_ms: Sequence[float]) -> Timing:
-        """Summary of repeated calls (at least one)."""
+    def of(cls, times: Sequence[Lap | float]) -> Timing:
+        """Summary of repeated calls (at least one), laps or plain milliseconds."""
+        laps = [time if isinstance(time, Lap) else Lap(time) for time in times]
+        times_ms, steady = [lap.ms for lap in laps], [lap.steady_ms for lap in laps]
+        known = [lap.waited_ms / lap.ms for lap in laps if lap.waited_ms is not None]
         return cls(
             median_ms=float(np.median(times_ms)),
             p95_ms=float(np.percentile(times_ms, 95)),
             best_ms=min(times_ms),
             calls=len(times_ms),
             noise=median_noise(times_ms),
+            steady_ms=float(np.median(steady)),
+            steady_noise=median_noise(steady),
+            waited=fmean(known) if known else None,
         )
 
 
@@ -55,7 +73,8 @@ def median_noise(times: Sequence[float]) -> float:
     spread = 1.96 * math.sqrt(n)
     low = max(0, math.floor((n - spread) / 2))
     high = min(n - 1, math.ceil((n + spread) / 2))
-    return (ordered[high] - ordered[low]) / 2 / float(np.median(ordered))
+    middle = float(np.median(ordered))
+    return (ordered[high] - ordered[low]) / 2 / middle if middle else 0.0
 
 
 def take_turns(
@@ -65,30 +84,34 @@ def take_turns(
     warm_up: int = 2,
     budget_s: float = 60,
     stable: float = 0.0,
-    clock: Callable[[Callable[[], object]], float] | None = None,
+    clock: Clock | None = None,
+    on_round: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Timing]:
     """Time every call ``rounds`` times in turn, after ``warm_up`` untimed calls of each.
 
     The order is drawn anew each round, so that nobody always comes after the same neighbour.  At least three rounds
-    are run; then no new one once ``budget_s`` seconds have passed, or once the noise of every candidate is at most
-    ``stable``.  ``clock`` answers the milliseconds of one call, for candidates that time themselves.
+    are run; then no new one once ``budget_s`` seconds have passed, or once the noise of every candidate's steady
+    median is at most ``stable``.  ``clock`` makes one call, for candidates that time themselves; ``on_round`` is told
+    how many rounds are done.
     """
-    clock = clock or _wall_clock
+    clock = clock or own_clock
     for call in calls.values():
         for _ in range(warm_up):
             call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    laps: dict[str, list[Lap]] = {name: [] for name in calls}
     order, rng = list(calls), np.random.default_rng(0)
     start = time.perf_counter()
-    for done in range(rounds):
-        if done >= _MIN_ROUNDS and (
-            time.perf_counter() - start > budget_s or all(median_noise(values) <= stable for values in times.values())
+    for count in range(rounds):
+        if count >= _MIN_ROUNDS and (
+            time.perf_counter() - start > budget_s
+            or all(median_noise([lap.steady_ms for lap in done]) <= stable for done in laps.values())
         ):
             break
         rng.shuffle(order)
         for name in order:
-            times[name].append(clock(calls[name]))
-    return {name: Timing.of(values) for name, values in times.items()}
+            laps[name].append(clock(calls[name]))
+        on_round(count + 1)
+    return {name: Timing.of(done) for name, done in laps.items()}
 
 
 def at_size(image: Image, width: int, height: int) -> Image:
@@ -97,9 +120,3 @@ def at_size(image: Image, width: int, height: int) -> Image:
     size = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
     scaled = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(scaled[:height, :width]).astype(np.uint8, copy=False)
-
-
-def _wall_clock(call: Callable[[], object]) -> float:
-    before = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - before)

@@ -53,6 +53,22 @@ def commit() -> str | None:
     return f"{name}+" if changed else name or None
 
 
+def stolen_s() -> tuple[float, float] | None:
+    """Seconds that the host kept virtual cores from running, and seconds of all cores, since the start; or None."""
+    ticks = next((line.split()[1:9] for line in _lines("/proc/stat") if line.startswith("cpu ")), [])
+    if len(ticks) < 8:
+        return None
+    values = [int(tick) / os.sysconf("SC_CLK_TCK") for tick in ticks]
+    return values[7], sum(values)
+
+
+def gpu_memory_mb() -> float | None:
+    """Memory in use on all NVIDIA GPUs together, by everybody, in MB; None without ``nvidia-smi``."""
+    lines = _output("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits").splitlines()
+    used = [int(line) for line in lines if line.strip().isdecimal()]
+    return sum(used) * 2**20 / 1e6 if used else None
+
+
 def _gpus() -> list[str]:
     query = "--query-gpu=name,memory.total,driver_version"
     return [line for line in _output("nvidia-smi", query, "--format=csv,noheader").splitlines() if line]

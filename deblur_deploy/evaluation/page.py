@@ -80,7 +80,8 @@ def write_page(path: Path, page: Page) -> None:
 def pictures_of(pairs: Sequence[Pair], restorer: Restorer, count: int = 4) -> list[Picture]:
     """``count`` of the pairs, spread over them, restored by ``restorer``."""
     pictures = []
-    for pair in list(pairs)[:: max(len(pairs) // count, 1)][:count]:
+    for at in range(0, len(pairs), max(len(pairs) // count, 1))[:count]:
+        pair = pairs[at]
         restored = restorer(pair.blurred)
         before, after = psnr(pair.blurred, pair.sharp), psnr(restored, pair.sharp)
         caption = f"{pair.name}: {before:.2f} → {after:.2f} dB"

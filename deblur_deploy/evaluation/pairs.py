@@ -28,19 +28,33 @@ def find_pairs(path: Path) -> list[PathPair]:
     A CSV has two columns, blurred then sharp, relative to the file, unless its first row names them otherwise.
     Raises MissingFileError if nothing is there, InputError if no pair is, or names the image without a partner.
     """
+    pairs, failed = match_pairs(path)
+    if failed:
+        more = f" (and {len(failed) - 1} more such)" if len(failed) > 1 else ""
+        raise InputError(f"{failed[0]}{more}")
+    return pairs
+
+
+def match_pairs(path: Path) -> tuple[list[PathPair], list[str]]:
+    """The pairs that ``find_pairs`` finds, and one line for each image or line of a CSV that has no partner.
+
+    Raises MissingFileError if nothing is there, InputError if there are neither pairs nor such lines.
+    """
     if path.suffix.lower() == ".csv":
         return _listed(existing(path, kind="file"))
     pairs: list[PathPair] = []
+    failed: list[str] = []
     for blurred_folder, sharp_folder in _folders(existing(path, kind="folder")):
         blurred, sharp = ({image.stem: image for image in list_images(f)} for f in (blurred_folder, sharp_folder))
         for names, others, missing in ((blurred, sharp, sharp_folder), (sharp, blurred, blurred_folder)):
-            if lonely := sorted(names.keys() - others.keys()):
-                more = f" and {len(lonely) - 1} more have" if len(lonely) > 1 else " has"
-                raise InputError(f"{names[lonely[0]]}{more} no partner in {missing}; pairs share their file name")
-        pairs += [(blurred[name], sharp[name]) for name in sorted(blurred)]
-    if not pairs:
+            failed += [
+                f"{names[name]} has no partner in {missing}; pairs share their file name"
+                for name in sorted(names.keys() - others.keys())
+            ]
+        pairs += [(blurred[name], sharp[name]) for name in sorted(blurred.keys() & sharp.keys())]
+    if not pairs and not failed:
         raise InputError(f"no pairs in {path}; wanted: {LAYOUTS}")
-    return pairs
+    return pairs, failed
 
 
 def _folders(path: Path) -> list[tuple[Path, Path]]:
@@ -49,7 +63,7 @@ def _folders(path: Path) -> list[tuple[Path, Path]]:
     return [(blurred, sharp) for blurred, sharp in candidates if blurred.is_dir() and sharp.is_dir()]
 
 
-def _listed(path: Path) -> list[PathPair]:
+def _listed(path: Path) -> tuple[list[PathPair], list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1) if row]
@@ -59,14 +73,18 @@ def _listed(path: Path) -> list[PathPair]:
     if rows and {"blur", "sharp"} <= set(header := [cell.lower() for cell in rows[0][1]]):
         order = header.index("blur"), header.index("sharp")
         rows = rows[1:]
-    pairs = []
+    pairs: list[PathPair] = []
+    failed: list[str] = []
     for number, row in rows:
+        where = f"{path}, line {number}"
         if len(row) <= max(order):
-            raise InputError(f"{path}, line {number}: {len(row)} columns; two are needed, blurred and sharp")
+            failed.append(f"{where}: {len(row)} columns; two are needed, blurred and sharp")
+            continue
         pair = path.parent / row[order[0]], path.parent / row[order[1]]
         if missing := [image for image in pair if not image.is_file()]:
-            raise InputError(f"{path}, line {number}: no such file: {missing[0]}; paths are relative to the CSV file")
-        pairs.append(pair)
-    if not pairs:
+            failed.append(f"{where}: no such file: {missing[0]}; paths are relative to the CSV file")
+        else:
+            pairs.append(pair)
+    if not pairs and not failed:
         raise InputError(f"{path} lists no pairs; wanted: {LAYOUTS}")
-    return pairs
+    return pairs, failed

@@ -41,8 +41,8 @@ class Point:
     psnr: float
 
 
-def pareto(points: Sequence[Point], psnr_blurred: float | None, size: str) -> str:
-    """PSNR against latency; the line joins what nothing else beats in both."""
+def pareto(points: Sequence[Point], psnr_blurred: float | None, size: str, salt: str = "pareto") -> str:
+    """PSNR against latency; the line joins what nothing else beats in both.  ``salt`` differs on one page."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(f"latency at {size}, ms", "PSNR, dB")
         for colour, group in zip(_COLOURS, dict.fromkeys(point.group for point in points), strict=False):
@@ -66,8 +66,9 @@ def pareto(points: Sequence[Point], psnr_blurred: float | None, size: str) -> st
         axes.margins(x=0.08)
         axes.autoscale_view(scaley=False)
         _label(axes, points, high + 0.2 * room)
-        axes.legend(loc=(0.01, 0.14), frameon=False)
-        return _svg(figure, "pareto")
+        if len({point.group for point in points}) > 1:  # else the legend would be taken for a point
+            axes.legend(loc=(0.01, 0.14), frameon=False)
+        return _svg(figure, salt)
 
 
 def latency_by_size(series: Mapping[str, Mapping[float, float]]) -> str:

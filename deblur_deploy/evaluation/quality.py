@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol, cast
+from typing import Protocol, cast, overload
 
 import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from deblur_deploy.errors import InputError
-from deblur_deploy.evaluation.pairs import find_pairs
+from deblur_deploy.errors import DeblurError, InputError
+from deblur_deploy.evaluation.pairs import PathPair, find_pairs, match_pairs
 from deblur_deploy.runtime.media import Image, read_image
 
 EQUAL_DB = 100.0
 """The PSNR of images that are equal, or nearly: one level in one of 6,500 values."""
+
+SSIM_PX = 11
+"""Height and width of SSIM's window: smaller images have none."""
 
 
 class Restorer(Protocol):
@@ -88,36 +91,69 @@ def ssim(image: Image, truth: Image) -> float:
 
     Raises InputError for images smaller than the window's 11x11 pixels.
     """
-    if min(image.shape[:2]) < 11:
-        raise InputError(f"an image of {_size(image)} is too small for SSIM; 11x11 or more is needed")
+    if min(image.shape[:2]) < SSIM_PX:
+        raise InputError(f"an image of {_size(image)} is too small for SSIM; {SSIM_PX}x{SSIM_PX} or more is needed")
     wang = {"gaussian_weights": True, "use_sample_covariance": False}
     return float(structural_similarity(image, truth, channel_axis=2, **wang))
 
 
-class PairSet:
-    """Pairs on disk, in any layout that ``find_pairs`` knows, read anew each time one goes through them."""
+class PairSet(Sequence[Pair]):
+    """Pairs on disk, in any layout that ``find_pairs`` knows, read anew each time one is asked for."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises MissingFileError without such a path, InputError without pairs or for an image without a partner."""
-        self.paths = find_pairs(path)
+    def __init__(self, pairs: Path | Sequence[PathPair]) -> None:
+        """``pairs`` themselves, or where they are to be found.
+
+        Raises MissingFileError without such a path, InputError without pairs or for an image without a partner.
+        """
+        self.paths = find_pairs(pairs) if isinstance(pairs, Path) else list(pairs)
+        short = len({blurred.name for blurred, _ in self.paths}) == len(self.paths)
+        self.names = [blurred.name if short else "/".join(blurred.parts[-3:]) for blurred, _ in self.paths]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __iter__(self) -> Iterator[Pair]:
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
         """Pairs named by file (and folder, where files share names); raises InputError if sizes differ."""
-        short = len({blurred.name for blurred, _ in self.paths}) == len(self)
-        for blurred_path, sharp_path in self.paths:
-            blurred, sharp = read_image(blurred_path), read_image(sharp_path)
-            if blurred.shape != sharp.shape:
-                raise InputError(f"{blurred_path} has {_size(blurred)}, {sharp_path} {_size(sharp)}; sizes must agree")
-            name = blurred_path.name if short else "/".join(blurred_path.parts[-3:])
-            yield Pair(name=name, blurred=blurred, sharp=sharp)
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        return _read_pair(self.paths[index], self.names[index])
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
     """The pairs of ``PairSet(path)``."""
     return iter(PairSet(path))
+
+
+def usable_pairs(path: Path) -> tuple[PairSet, list[str]]:
+    """The pairs at ``path`` that can be compared, and one line for each that cannot: half of it is missing, cannot be
+    read, has another size, or is too small for SSIM.
+
+    Decodes every image once.  Raises MissingFileError without such a path, InputError if not one pair can be used.
+    """
+    pairs, failed = match_pairs(path)
+    good = []
+    for paths in pairs:
+        try:
+            pair = _read_pair(paths, "")
+            if min(pair.sharp.shape[:2]) < SSIM_PX:
+                raise InputError(f"{paths[0]} has {_size(pair.sharp)}; SSIM needs {SSIM_PX}x{SSIM_PX} or more")
+            good.append(paths)
+        except DeblurError as error:
+            failed.append(str(error))
+    if not good:
+        raise InputError(f"no pair of {path} can be used: {failed[0]}")
+    return PairSet(good), failed
+
+
+def _read_pair(paths: PathPair, name: str) -> Pair:
+    blurred, sharp = map(read_image, paths)
+    if blurred.shape != sharp.shape:
+        raise InputError(f"{paths[0]} has {_size(blurred)}, {paths[1]} {_size(sharp)}; sizes must agree")
+    return Pair(name=name, blurred=blurred, sharp=sharp)
 
 
 def _size(image: Image) -> str:

@@ -22,7 +22,7 @@ from deblur_deploy.files import existing, writing_file
 SCHEMA = 1
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One candidate at one size; what could not be measured is None, and ``error`` says why."""
 
     model: str
@@ -32,7 +32,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     provider: str
     """Who ran it: an execution provider, or the peer's library."""
     size: str
-    """Width x height of the image, as in ``1280x720``."""
+    """Width x height of the image, as in ``1280x720``; empty for quality alone."""
+    data: str = ""
+    """Which image pairs the quality is of."""
     error: str | None = None
     median_ms: float | None = None
     """uint8 array to uint8 array."""
@@ -41,8 +43,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     calls: int = 0
     noise: float | None = None
     """Half the 95 % confidence interval of the median, relative to it."""
+    steady_ms: float | None = None
+    """Median of the calls' times without waiting for a core that another process held."""
+    steady_noise: float | None = None
+    waited: float | None = None
+    """Share of the calls' time that was such waiting, on average."""
     peak_mb: float | None = None
     """Most memory of a process that does nothing else, Python and libraries included."""
+    gpu_mb: float | None = None
+    """Memory on the GPU that came into use between the start of the process and its third image."""
     load_ms: float | None = None
     """From importing the library to a model that is ready, in a new process."""
     first_ms: float | None = None
@@ -60,7 +69,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     @property
     def key(self) -> tuple[str, str, str, str]:
         """What makes this row the same row in another run."""
-        return self.model, self.variant, self.provider, self.size
+        return self.model, self.variant, self.provider, self.size or self.data
 
     @property
     def pixels(self) -> int:
@@ -86,7 +95,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return self.provider
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One run of a benchmark."""
 
     schema: int = SCHEMA
@@ -101,6 +110,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Median of one fixed computation (matrix product and copy) that took turns with the candidates, by size."""
     machine_noise: float | None = None
     """By how much that computation's medians differ, or how uncertain they are, at most: the machine's restlessness."""
+    stolen: float | None = None
+    """Share of the processor time of the run that a virtual machine's host took; None if unknown."""
     notes: list[str] = []
     """What was skipped, and why."""
     found: dict[str, Any] = {}
@@ -146,7 +157,8 @@ def read_record(path: Path) -> Record:
 
 COLUMNS = (
     "model", "variant", "provider", "size", "median_ms", "p95_ms", "best_ms", "calls", "noise", "megapixels_per_s",
-    "frames_per_s", "peak_mb", "load_ms", "first_ms", "psnr_blurred", "psnr", "ssim", "psnr_to_fp32", "ran", "error",
+    "frames_per_s", "steady_ms", "waited", "peak_mb", "gpu_mb", "load_ms", "first_ms", "data", "psnr_blurred", "psnr",
+    "ssim", "psnr_to_fp32", "ran", "error",
 )  # fmt: skip
 """What CSV files hold of a row."""
 

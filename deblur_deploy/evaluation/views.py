@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from deblur_deploy.evaluation import plots
 from deblur_deploy.evaluation.page import Figure, Table
 from deblur_deploy.evaluation.record import Record, Row
 
 COSTS = (
-    "variant", "provider", "size", "p50\nms", "p95\nms", "±", "Mpx/s", "fps", "peak\nMB", "load\nms", "first\nms",
+    "variant", "provider", "size", "p50\nms", "p95\nms", "±", "Mpx/s", "fps", "peak\nMB", "GPU\nMB", "load\nms",
+    "first\nms",
 )  # fmt: skip
-QUALITIES = ("variant", "provider", "PSNR dB", "SSIM", "to fp32 dB", "really ran")
+QUALITIES = ("variant", "provider", "on", "PSNR dB", "gain dB", "SSIM", "to fp32 dB", "really ran")
 
 
 def costs(row: Row) -> list[str]:
@@ -26,6 +28,7 @@ def costs(row: Row) -> list[str]:
         digits(row.megapixels_per_s),
         digits(row.frames_per_s),
         number(row.peak_mb, ".0f"),
+        number(row.gpu_mb, ".0f"),
         number(row.load_ms, ".0f"),
         digits(row.first_ms),
     ]
@@ -36,7 +39,9 @@ def qualities(row: Row) -> list[str]:
     return [
         row.variant,
         row.provider,
+        row.data,
         number(row.psnr, ".3f"),
+        number(None if row.psnr is None or row.psnr_blurred is None else row.psnr - row.psnr_blurred, "+.2f"),
         number(row.ssim, ".4f"),
         number(row.psnr_to_fp32, ".1f"),
         row.ran if row.error is None else "nothing",
@@ -44,12 +49,35 @@ def qualities(row: Row) -> list[str]:
 
 
 def one_a_variant(rows: Sequence[Row]) -> list[Row]:
-    """The first row of each model, variant and provider that has one without error, else its first."""
+    """The first row of each model, variant, provider and set of pairs that has one without error, else its first."""
+
+    def key(row: Row) -> tuple[str, ...]:
+        return row.data, *row.key[:3]
+
     found: dict[tuple[str, ...], Row] = {}
     for row in sorted(rows, key=lambda row: row.error is not None):
-        found.setdefault(row.key[:3], row)
-    order = list(dict.fromkeys(row.key[:3] for row in rows))
-    return [found[key] for key in order]
+        found.setdefault(key(row), row)
+    return [found[one] for one in dict.fromkeys(map(key, rows))]
+
+
+def cost_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """``COSTS`` and a line a row of those that have a size, without columns that would be empty."""
+    return without_empty(COSTS, [costs(row) for row in rows if row.size])
+
+
+def quality_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """``QUALITIES`` and a line for each of ``one_a_variant``, without columns that would be empty."""
+    columns, lines = without_empty(QUALITIES, [qualities(row) for row in one_a_variant(rows)])
+    if len({row.data for row in rows}) > 1:
+        return columns, lines
+    at = columns.index("on") if "on" in columns else len(columns)
+    return columns[:at] + columns[at + 1 :], [line[:at] + line[at + 1 :] for line in lines]
+
+
+def without_empty(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns that hold a text in some line, and the lines of only these."""
+    kept = [at for at, _ in enumerate(columns) if not lines or any(line[at] for line in lines)]
+    return [columns[at] for at in kept], [[line[at] for at in kept] for line in lines]
 
 
 def digits(value: float | None) -> str:
@@ -68,13 +96,16 @@ def summary(record: Record) -> list[str]:
     threads = record.settings.get("threads", about.get("cores"))
     lines = [f"{about.get('processor')}, {about.get('cores')} cores, {threads} threads"]
     lines += [f"GPU: {gpu}" for gpu in about.get("gpus", [])]
-    psnr_blurred = blurred(record.rows)
-    if psnr_blurred is not None:
-        pairs = len(record.settings.get("pairs", []))
-        lines.append(f"PSNR of the blurred images: {psnr_blurred:.2f} dB, mean of {pairs} ({record.settings['data']})")
+    sets = {row.data: row.psnr_blurred for row in record.rows if row.psnr_blurred is not None}
+    counts = record.settings.get("sets", {})
+    lines += [
+        f"PSNR of the blurred images: {value:.2f} dB, mean of {counts.get(name, 'the')} pairs ({name})"
+        for name, value in sets.items()
+    ]
     if record.machine_noise is not None:
         restless = ": this was no idle machine, measure again" if record.machine_noise > 0.05 else ""
         lines.append(f"machine noise: a fixed computation varied by {record.machine_noise:.1%}{restless}")
+    lines += [line for line in (waiting(record),) if line]
     lines += [f"note: {note}" for note in record.notes]
     failed: dict[str, list[str]] = {}
     for row in record.rows:
@@ -83,6 +114,20 @@ def summary(record: Record) -> list[str]:
                 row.size
             )
     return lines + [line.replace("{}", ", ".join(sizes), 1) for line, sizes in failed.items()]
+
+
+def waiting(record: Record) -> str:
+    """How much the machine was busy with other things, or nothing where that is unknown."""
+    shares = [row.waited for row in record.rows if row.waited is not None]
+    if not shares:
+        return ""
+    line = f"waiting for a core that another process had: {fmean(shares):.1%} of the timed calls"
+    if record.stolen is not None:
+        line += f"; taken by the host: {record.stolen:.1%} of the processor"
+    if fmean(shares) > 0.02:
+        apart = [row.steady_ms / row.median_ms for row in record.rows if row.steady_ms and row.median_ms]
+        line += f"; without the waiting the medians are {1 - fmean(apart):.0%} lower (steady_ms in the record)"
+    return line
 
 
 def blurred(rows: Sequence[Row]) -> float | None:
@@ -126,12 +171,8 @@ def tables(record: Record) -> list[Table]:
     """The rows of a record, quality apart from cost."""
     note = "Median and 95th percentile, uint8 array to uint8 array; ± is half the median's 95 % confidence interval; "
     note += "peak memory is that of a process that does nothing else; load is from import to ready."
-    return [
-        Table(heading="Latency and memory", columns=COSTS, rows=[costs(row) for row in record.rows], note=note),
-        Table(
-            heading="Quality",
-            columns=QUALITIES,
-            rows=[qualities(row) for row in one_a_variant(record.rows)],
-            note="PSNR and SSIM against ground truth, mean over the pairs; PSNR against the results of fp32.",
-        ),
-    ]
+    columns, lines = cost_lines(record.rows)
+    latency = Table(heading="Latency and memory", columns=columns, rows=lines, note=note)
+    columns, lines = quality_lines(record.rows)
+    note = "PSNR and SSIM against ground truth, mean over the pairs; PSNR against the results of fp32."
+    return [latency, Table(heading="Quality", columns=columns, rows=lines, note=note)]

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from deblur_deploy.errors import DeblurError, ProviderError
+from deblur_deploy.evaluation.clock import Lap, own_clock
 
 if TYPE_CHECKING:
     # Not at run time: the child's memory and start are the candidate's, not scikit-image's.
@@ -36,6 +37,8 @@ class Candidate:
     restore: Restorer
     facts: dict[str, Any]
     """JSON-able: the receipt, or the settings that were chosen."""
+    threads: int | None = None
+    """How many threads share the work of one image; by default as many as there are cores."""
 
 
 class Worker:
@@ -58,8 +61,13 @@ class Worker:
         except BaseException:
             self.close()
             raise
-        self.facts: dict[str, Any] = answer["facts"]
         self.load_ms: float = answer["ms"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known about the candidate by now: some tell only after the first image what they chose."""
+        facts: dict[str, Any] = self._ask("facts")["facts"]
+        return facts
 
     def restore(self, image: Image) -> Image:
         """Restore an image."""
@@ -70,10 +78,10 @@ class Worker:
         """Send the image that ``run`` works on."""
         self._ask("keep", image)
 
-    def run(self) -> float:
-        """Restore the kept image and forget the result; answers the milliseconds of that, in the child."""
-        milliseconds: float = self._ask("run")["ms"]
-        return milliseconds
+    def run(self) -> Lap:
+        """Restore the kept image and forget the result; answers the time of that, taken in the child."""
+        lap: Lap = self._ask("run")["lap"]
+        return lap
 
     def peak_mb(self) -> float | None:
         """The most memory that the child has had so far, Python and libraries included, in MB; None if unknown."""
@@ -129,7 +137,8 @@ def engine(model: str, provider: str, threads: int | None) -> Candidate:
     from deblur_deploy.runtime.engine import DeblurEngine
 
     made = DeblurEngine(model, provider, threads=threads)
-    return Candidate(restore=made, facts={"receipt": asdict(made.receipt), "text": str(made.receipt)})
+    facts = {"receipt": asdict(made.receipt), "text": str(made.receipt)}
+    return Candidate(restore=made, facts=facts, threads=made.receipt.threads)
 
 
 def peak_mb() -> float | None:
@@ -152,15 +161,16 @@ def _answer(state: dict[str, Any], kind: str, *arguments: Any) -> dict[str, Any]
         factory, keywords = arguments
         module, _, function = factory.partition(":")
         candidate = getattr(import_module(module), function)(**keywords)
-        state["restore"] = candidate.restore
-        return {"facts": candidate.facts, "ms": 1e3 * (time.perf_counter() - start)}
+        state["restore"], state["facts"], state["threads"] = candidate.restore, candidate.facts, candidate.threads
+        return {"ms": 1e3 * (time.perf_counter() - start)}
+    if kind == "facts":
+        return {"facts": state["facts"]}
     if kind == "restore":
         return {"image": state["restore"](arguments[0])}
     if kind == "keep":
         state["image"] = arguments[0]
     if kind == "run":
-        state["restore"](state["image"])
-        return {"ms": 1e3 * (time.perf_counter() - start)}
+        return {"lap": own_clock(lambda: state["restore"](state["image"]), state["threads"])}
     return {"mb": peak_mb()}
 
 

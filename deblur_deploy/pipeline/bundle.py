@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from deblur_deploy.contract import OLDEST_ONNXRUNTIME
 from deblur_deploy.errors import InputError, OutputError, ProviderError
 from deblur_deploy.evaluation.latency import at_size
 from deblur_deploy.evaluation.machine import machine, package_versions
@@ -86,6 +87,7 @@ def build_bundle(
         facts = {key: value for key, value in exported.record.items() if key != "artifacts"}
         summary = {
             "name": recipe.name,
+            "onnxruntime": f">={OLDEST_ONNXRUNTIME}",
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": parent,
             **facts,

@@ -125,16 +125,15 @@ class Cache:
 
     def shrink(self) -> None:
         """Remove entries until the rest fits, those that were not used for longest first."""
-        used = sorted((_used(path), path) for path in self.folder.iterdir() if path.is_dir())
-        sizes = {path: _size(path) for _, path in used}
-        total = sum(sizes.values())
-        for _, path in used:
+        entries = sorted((*_usage(path), path) for path in self.folder.iterdir() if path.is_dir())
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
             if total <= self.max_bytes:
                 return
             try:
                 with self._lock(path.name.removesuffix(_PART)).acquire(timeout=0):
                     shutil.rmtree(path, ignore_errors=True)
-                    total -= sizes[path]
+                    total -= size
             except Timeout:  # somebody is at it
                 continue
 
@@ -166,16 +165,9 @@ def _bytes(path: Path) -> bytes:
         raise DamagedError(f"{path.name}: {error.strerror}") from None
 
 
-def _used(path: Path) -> float:
-    return _stat(path).st_mtime
-
-
-def _size(folder: Path) -> int:
-    return sum(_stat(path).st_size for path in folder.rglob("*"))
-
-
-def _stat(path: Path) -> os.stat_result:
+def _usage(folder: Path) -> tuple[float, int]:
+    """When it was used last, and its size in bytes."""
     try:
-        return path.stat()
+        return folder.stat().st_mtime, sum(file.stat().st_size for file in folder.rglob("*"))
     except FileNotFoundError:  # another run has just removed it
-        return os.stat_result([0] * 10)
+        return 0.0, 0

@@ -31,7 +31,9 @@ from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_D
 from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.training.unet import UNet, UNetConfig
 
-OPSET, IR_VERSION = 18, 10
+OPSET, IR_VERSION = 18, 8
+"""As old as the graph allows: contract.OLDEST_ONNXRUNTIME reads them, with the same result as the newest."""
+
 BLOCKS, CORRECTION = "blocks", "correction"
 """The body's input, float (N, 3 stem^2, h, w) in [0, 1] with channels (row, column, colour), and its output."""
 

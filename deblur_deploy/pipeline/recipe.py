@@ -42,7 +42,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         recipe = msgspec.toml.decode(existing(path, kind="file").read_bytes(), type=Recipe, dec_hook=_to_path)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {_explained(str(error))}") from None
+        raise InputError(f"{path}: {_explained(' '.join(str(error).split()))}") from None
     folders = {name: path.parent / folder for name in ("pairs", "calibration") if (folder := getattr(recipe, name))}
     return msgspec.structs.replace(recipe, **folders)
 

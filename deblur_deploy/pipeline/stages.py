@@ -79,7 +79,7 @@ class Stages:
             "stage": name,
             "code": {module: source_hash(module) for module in code},
             "inputs": dict(inputs),
-            "config": {} if config is None else msgspec.to_builtins(config),
+            "config": {} if config is None else to_record(config),
             "environment": dict(environment or {}),
         }
         key = digest(about)
@@ -131,7 +131,10 @@ class Stages:
             if not resumes:
                 self.cache.drop(key)
             if isinstance(error, OSError) and not isinstance(error, DeblurError):
-                raise OutputError(f"{name} cannot write its result: {error.strerror or error}") from None
+                raise OutputError(
+                    f"{name} cannot write to {self.cache.folder}: {error.strerror or error}; "
+                    "make room, or name another folder in DEBLUR_CACHE"
+                ) from None
             raise
         return entry
 

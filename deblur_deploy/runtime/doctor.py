@@ -15,8 +15,6 @@ from deblur_deploy.errors import DeblurError, ProviderError
 from deblur_deploy.runtime import memory, providers, threads
 from deblur_deploy.runtime.engine import DeblurEngine
 
-OLDEST_ONNXRUNTIME = (1, 24)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -56,7 +54,7 @@ def _machine() -> list[Finding]:
 def _libraries() -> list[Finding]:
     found = [Finding(topic="python", text=f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     number = tuple(int(part) for part in ort.__version__.split(".")[:2])
-    old = number < OLDEST_ONNXRUNTIME
+    old = number < providers.OLDEST_FOR_ENGINES
     found.append(
         Finding(
             topic="onnxruntime",
@@ -86,21 +84,25 @@ _WHEELS = {"onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntim
 
 def _providers(model: str | Path | None) -> list[Finding]:
     found = []
-    nvidia = Path("/proc/driver/nvidia/version").exists()
     for name in providers.AUTO:
         try:
             provider = providers.find(name)
             present = "present" if _runs(model, name) else "installed, not tried for want of a model"
         except ProviderError as error:
             text, _, advice = str(error).partition("; install it: ")
-            # Where there is no such hardware there is nothing to mend.
-            needed = advice and (name != "cuda" or nvidia)
-            found.append(Finding(topic=name, text=text, mend=advice if needed else None))
+            if name == "cuda":
+                # Where there is no such hardware there is nothing to mend; where there is, its libraries are absent.
+                advice = providers.install("cuda") if _nvidia_driver() else ""
+            found.append(Finding(topic=name, text=text, mend=advice or None))
         else:
             bf16 = ", bf16" if provider.native_bf16 else ""
             version = f", plugin {provider.version}" if provider.plugin_device is not None else ""
             found.append(Finding(topic=name, text=f"{present}: {provider.device}{bf16}{version}"))
     return found
+
+
+def _nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()
 
 
 def _runs(model: str | Path | None, provider: str) -> bool:
@@ -118,11 +120,11 @@ def _model(model: str | Path | None) -> list[Finding]:
     try:
         with DeblurEngine(model) as engine:
             found = [Finding(topic="model", text=str(engine.receipt))]
-            share = engine.receipt.convolutions.get(engine.receipt.provider, 0.0)
+            share = engine.receipt.macs.get(engine.receipt.provider, 0.0)
     except DeblurError as error:
         return [Finding(topic="model", text=str(error), mend=_model_mend(str(error)))]
     if share < 1:
-        elsewhere = f"{1 - share:.0%} of the convolutions run elsewhere"
+        elsewhere = f"{1 - share:.0%} of the multiply-accumulates run elsewhere"
         found.append(Finding(topic="model", text=elsewhere, mend="deblur-run --provider cpu to compare"))
     return found
 

@@ -20,22 +20,22 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from deblur_deploy.contract import ModelContract
-from deblur_deploy.errors import InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
+from deblur_deploy.errors import DeblurError, InputError, MissingFileError, ModelError, ProviderError
 from deblur_deploy.files import existing
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.memory import budget_bytes
-from deblur_deploy.runtime.pixels import Layout, from_graph, to_graph
-from deblur_deploy.runtime.providers import Provider, candidates, find, versions
+from deblur_deploy.runtime.pixels import Layout
+from deblur_deploy.runtime.providers import Provider, candidates, check_onnxruntime, find, versions
 from deblur_deploy.runtime.receipt import Receipt
-from deblur_deploy.runtime.sessions import SURELY_FITS_BYTES_PER_PIXEL, Sessions
+from deblur_deploy.runtime.restoring import restore
+from deblur_deploy.runtime.sessions import Sessions
 from deblur_deploy.runtime.streams import overlapped
 from deblur_deploy.runtime.threads import usable_cores
-from deblur_deploy.runtime.tiling import Plan, plan_tiles
-from deblur_deploy.runtime.variants import check_wish, choose_variant, float_variant
+from deblur_deploy.runtime.tuned import Tuned, load
+from deblur_deploy.runtime.variants import check_wish, choose_variant, float_variant, within_budget
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 Array = NDArray[Any]
@@ -47,13 +47,13 @@ class DeblurEngine:
     Args:
         model: a bundle folder or one ``.onnx`` file that deblur-export wrote; None is the model that ships with us.
         provider: ``auto`` tries cuda, openvino and cpu; a named provider runs or raises.  ``openvino:gpu`` and
-            ``cuda:1`` name one device.
+            ``cuda:1`` name one device.  With precision auto too, what ``deblur-bench --tune`` kept comes first.
         precision: ``auto`` is the fastest within 0.1 dB; or fp32, fp16, bf16 (OpenVINO), int8.
         threads: cores to use on the CPU; None is all that the process may use, and then engines take turns.
         max_memory_mb: larger images are cut into tiles; None decides by the free memory.
         options: options of the provider by ONNX Runtime's names; needs a named provider.
 
-    Raises MissingFileError, ModelError, ProviderError or InputError.
+    Raises MissingFileError, ModelError, ProviderError, InputError, or MissingExtraError if onnxruntime is too old.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class DeblurEngine:
         max_memory_mb: float | None = None,
         options: Mapping[str, str] | None = None,
     ) -> None:
+        check_onnxruntime()
         check_wish(precision)
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; allowed: 1 or more")
@@ -87,6 +88,7 @@ class DeblurEngine:
         self._lock = Lock()
         self._float: Sessions | None = None
         self._skipped: dict[str, str] = {}
+        self._tuned: Tuned | None = None
         self._main, self._variant = self._load(provider)
         self.receipt = self._receipt(self._main, self._variant)
         self.float_receipt = self.receipt if self.contract.io == "float32" else None
@@ -169,6 +171,13 @@ class DeblurEngine:
     def _load(self, name: str) -> tuple[Sessions | None, str]:
         if name != "auto":
             return self._open(find(name, self._options))
+        if self._precision == "auto" and (tuned := load(_path(self._source))):
+            self._tuned = tuned
+            try:
+                return self._open(find(tuned.provider), tuned.variant)
+            except DeblurError as error:
+                self._tuned = None
+                self._skip("tuned", f"{tuned.variant} on {tuned.provider}: {error}")
         providers = candidates(self._skipped)
         for provider in providers:
             try:
@@ -176,21 +185,28 @@ class DeblurEngine:
             except ProviderError as error:
                 if provider is providers[-1]:
                     raise
-                self._skipped[provider.name] = str(error)
-                warnings.warn(f"provider {provider.name} is not used: {error}", RuntimeWarning, stacklevel=3)
+                self._skip(provider.name, str(error))
         raise ProviderError("no provider is present; reinstall onnxruntime")
 
-    def _open(self, provider: Provider) -> tuple[Sessions, str]:
+    def _skip(self, name: str, why: str) -> None:
+        self._skipped[name] = why
+        what = "what was tuned" if name == "tuned" else f"provider {name}"
+        warnings.warn(f"{what} is not used: {why}", RuntimeWarning, stacklevel=4)
+
+    def _open(self, provider: Provider, tuned: str | None = None) -> tuple[Sessions, str]:
         if isinstance(self._source, Path):
-            sessions = self._sessions(self._source.read_bytes(), self._source, provider, self._precision)
+            sessions = self._sessions(_content(self._source), self._source, provider, self._precision)
             is_, wish = sessions.contract.precision, self._precision
             if wish not in ("auto", is_) and not (wish == "bf16" and is_ == "fp32"):
                 raise ModelError(f"{self._source} is {is_}, not {wish}; leave precision at auto or load a bundle")
             variant = self._source.stem
         else:
-            chosen = choose_variant(self._source, provider, self._precision)
+            kept = (variant for variant in within_budget(self._source) if variant.name == tuned)
+            chosen = next(kept, None) or choose_variant(self._source, provider, self._precision)
             data = _verified(chosen.path, chosen.sha256)
             sessions, variant = self._sessions(data, chosen.path, provider, self._precision), chosen.name
+        if tuned not in (None, variant):
+            raise ModelError(f"{self._source.name} has no variant {tuned!r} within the quality budget")
         if self._precision == "bf16" and sessions.effective_precision != "bf16":
             raise ProviderError(
                 f"{provider.name} on {provider.device} cannot compute in bf16; use precision auto or fp32"
@@ -203,10 +219,11 @@ class DeblurEngine:
             where,
             provider,
             precision=precision,
-            threads=self._threads or usable_cores(),
+            threads=self._threads or (self._tuned and self._tuned.threads) or usable_cores(),
             own_threads=self._threads is not None,
             budget=self._budget,
             extra=self._options,
+            fixing=self._tuned is None or self._tuned.fixed,
         )
 
     def _receipt(self, sessions: Sessions | None, variant: str) -> Receipt:
@@ -218,62 +235,19 @@ class DeblurEngine:
             device=sessions.provider.device,
             precision=sessions.contract.precision,
             effective_precision=sessions.effective_precision,
-            threads=self._threads or usable_cores(),
+            threads=sessions.threads,
             nodes=sessions.assignment.nodes,
-            convolutions=sessions.assignment.convolutions,
+            macs=sessions.assignment.macs,
             load_ms=sessions.load_ms,
             warm_up_ms=sessions.warm_up_ms,
             versions=versions(sessions.provider),
             skipped=dict(self._skipped),
+            tuned=self._tuned.date if self._tuned else None,
         )
 
     def _restore(self, sessions: Sessions, layout: Layout, rgb: Array) -> Array:
-        plan = self._plan(sessions, rgb.shape, self._max_pixels(sessions, rgb))
-        try:
-            return self._run(sessions, plan, layout.dtype, rgb)
-        except MemoryError:
-            smaller = self._plan(sessions, rgb.shape, plan.height * plan.width // 4)
-            if smaller.height * smaller.width >= plan.height * plan.width:
-                raise
-        try:
-            return self._run(sessions, smaller, layout.dtype, rgb)
-        except MemoryError:
-            raise MemoryLimitError(
-                f"too little memory even for a tile of {smaller.width}x{smaller.height} pixels; "
-                "free some, or set max_memory_mb lower"
-            ) from None
-
-    def _max_pixels(self, sessions: Sessions, rgb: Array) -> int:
-        pixels = rgb.shape[0] * rgb.shape[1]
-        # Small images are not worth the measurement of what a pixel takes.
-        if pixels * SURELY_FITS_BYTES_PER_PIXEL <= self._budget:
-            return self._budget
-        return max(1, self._budget // sessions.bytes_per_pixel)
-
-    def _plan(self, sessions: Sessions, shape: tuple[int, ...], max_pixels: int) -> Plan:
-        contract = sessions.contract
-        return plan_tiles(
-            shape[0],
-            shape[1],
-            divisor=contract.size_divisor,
-            radius_px=contract.receptive_radius_px,
-            max_pixels=max_pixels,
-        )
-
-    def _run(self, sessions: Sessions, plan: Plan, dtype: np.dtype[Any], rgb: Array) -> Array:
-        io = sessions.contract.io
-        if len(plan.rows) == len(plan.columns) == 1:
-            return from_graph(sessions.run(to_graph(rgb, io)), io, dtype)
-        result = np.empty(rgb.shape, dtype)
-        for row in plan.rows:
-            for column in plan.columns:
-                tile = rgb[row.start : row.start + plan.height, column.start : column.start + plan.width]
-                below, right = plan.height - tile.shape[0], plan.width - tile.shape[1]
-                if below or right:
-                    tile = np.pad(tile, ((0, below), (0, right), (0, 0)), mode="edge")
-                restored = from_graph(sessions.run(to_graph(tile, io), often=True), io, dtype)
-                result[row.place, column.place] = restored[row.keep, column.keep]
-        return result
+        tile = self._tuned.tile_pixels if self._tuned and self._arguments["max_memory_mb"] is None else None
+        return restore(sessions, rgb, layout.dtype, budget=self._budget, tile_pixels=tile)
 
 
 def _rebuild(arguments: dict[str, Any]) -> DeblurEngine:
@@ -293,8 +267,19 @@ def _source(model: str | Path | None) -> Bundle | Path:
     return existing(path, kind="file")
 
 
+def _path(source: Bundle | Path) -> Path:
+    return source.path if isinstance(source, Bundle) else source
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+
+
 def _verified(path: Path, sha256: str) -> bytes:
-    data = path.read_bytes()
+    data = _content(path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ModelError(f"{path} is not the file that its bundle.json describes; export the bundle again")
     return data

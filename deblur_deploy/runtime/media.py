@@ -5,7 +5,7 @@ Pixels stay turned as the file stores them and the EXIF orientation stays with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deblur_deploy.errors import InputError, OutputError
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.runtime.headers import pixel_size
-from deblur_deploy.runtime.tiff import Entry, page_count, read_tags, with_tags
+from deblur_deploy.runtime.tiff import Tags, as_exif, page_count, read_tags, unturned, with_tags
 
 Image = NDArray[np.uint8]
 
@@ -48,12 +48,17 @@ class Photo:
     """uint8, uint16 or float; HxW gray, HxWx3 RGB or HxWx4 RGBA; not turned by the EXIF orientation."""
     metadata: tuple[tuple[int, bytes], ...] = ()
     """EXIF, XMP and ICC profile, by OpenCV's numbers for them."""
-    tiff_tags: Mapping[int, Entry] = field(default_factory=dict)
+    tiff_tags: Tags = field(default_factory=dict)
     """The same of a TIFF file."""
 
     def with_pixels(self, pixels: NDArray[Any]) -> Photo:
         """The same metadata with other pixels."""
         return replace(self, pixels=pixels)
+
+
+def is_stream(name: str) -> bool:
+    """Whether ``name`` is ``camera:NUMBER`` or a URL, and not a path."""
+    return re.fullmatch(r"camera:\d+|[a-z][a-z0-9+.-]+://.+", name, re.IGNORECASE | re.DOTALL) is not None
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -90,13 +95,17 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
     Raises as :func:`read_image` does, and InputError for a TIFF file of several pages, of which but one would be left.
     """
     data = _content(path, max_pixels)
-    pages = page_count(data.tobytes())
-    if pages > 1:
-        raise InputError(f"{path} has {pages} pages, of which only one could be kept; save each as a file of its own")
+    tags: Tags = {}
+    if data[:2].tobytes() in (b"II", b"MM"):
+        content = data.tobytes()
+        pages = page_count(content)
+        if pages > 1:
+            raise InputError(f"{path} has {pages} pages, of which only one could be kept; save each as its own file")
+        tags, data = read_tags(content), np.frombuffer(unturned(content), np.uint8)
     pixels, metadata = _decoded(path, data, cv2.IMREAD_UNCHANGED)
     if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA, dst=pixels)
-    return Photo(pixels=pixels, metadata=metadata, tiff_tags=read_tags(data.tobytes()))
+    return Photo(pixels=pixels, metadata=metadata, tiff_tags=tags)
 
 
 def write_image(path: Path, image: Image) -> None:
@@ -121,7 +130,9 @@ def write_photo(path: Path, photo: Photo) -> None:
     if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
     # The orientation first: it counts most where not all can be kept.
-    kept = sorted(photo.metadata, key=lambda entry: entry[0] != cv2.IMAGE_METADATA_EXIF) if suffix in _CARRIERS else []
+    own = [(cv2.IMAGE_METADATA_EXIF, as_exif(photo.tiff_tags))] if photo.tiff_tags else []
+    kept = sorted([*photo.metadata, *own], key=lambda entry: entry[0] != cv2.IMAGE_METADATA_EXIF)
+    kept = kept if suffix in _CARRIERS else []
     done, data = False, None
     # A metadata block that was damaged already makes the encoder refuse the whole image: then it alone is left out.
     for entries in (some for count in range(len(kept), -1, -1) for some in combinations(kept, count)):
@@ -139,7 +150,7 @@ def write_photo(path: Path, photo: Photo) -> None:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise OutputError(f"cannot write {path}: the {suffix} encoder refused {size} pixels of {pixels.dtype}")
     with writing_file(path) as temporary:
-        temporary.write_bytes(with_tags(data.tobytes(), dict(photo.tiff_tags)))
+        temporary.write_bytes(with_tags(data.tobytes(), photo.tiff_tags))
 
 
 def _as_depth(pixels: NDArray[Any], deepest: type[np.uint8] | type[np.uint16]) -> NDArray[Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import onnxruntime as ort
 
 from deblur_deploy.contract import Precision
-from deblur_deploy.errors import InputError, ProviderError
+from deblur_deploy.errors import InputError, MissingExtraError, ProviderError
 
 NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -36,6 +36,8 @@ NAMES = {
     "webgpu": "WebGpuExecutionProvider",
 }
 """Short names; any other provider goes by the name that ONNX Runtime gives it."""
+
+OLDEST_FOR_ENGINES = (1, 24)
 
 AUTO = ("cuda", "openvino", "cpu")
 """What ``auto`` tries, best first.  TensorRT is not among them because it compiles for minutes."""
@@ -234,9 +236,15 @@ def _plugin(short: str, ort_name: str, wanted: str) -> Provider:
     )
 
 
-def _advice(short: str) -> str:
+def install(short: str) -> str:
+    """The command that installs a provider; empty where there is none."""
     package = _PACKAGES.get(short)
-    return f"; install it: pip install '{package}'" if package else "; it needs another build of onnxruntime"
+    return f"pip install '{package}'" if package else ""
+
+
+def _advice(short: str) -> str:
+    command = install(short)
+    return f"; install it: {command}" if command else "; it needs another build of onnxruntime"
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -253,15 +261,21 @@ def processor() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
-def _nvidia(number: int) -> str:
-    # CUDA's order of several models is not the driver's, so only a model that all of them are is told.
-    models = set()
-    for about in Path("/proc/driver/nvidia/gpus").glob("*/information"):
+def gpu_models() -> list[str]:
+    """Names of the NVIDIA GPUs of this machine, as their driver tells them."""
+    models = []
+    for about in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         try:
             lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             continue
-        models |= {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return models
+
+
+def _nvidia(number: int) -> str:
+    # CUDA's order of several models is not the driver's, so only a model that all of them are is told.
+    models = set(gpu_models())
     return models.pop() if len(models) == 1 else f"GPU {number}"
 
 
@@ -269,6 +283,15 @@ def _bf16_flags() -> bool:
     # OpenVINO lists BF16 for processors that only emulate it, and uses it by itself only where it is native.
     flags = _cpuinfo().get("flags")
     return flags is None or bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
+
+
+def check_onnxruntime() -> None:
+    """Raise MissingExtraError if the installed onnxruntime is too old for engines, which ask it what really ran."""
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < OLDEST_FOR_ENGINES:
+        oldest = ".".join(map(str, OLDEST_FOR_ENGINES))
+        raise MissingExtraError(
+            f"onnxruntime {ort.__version__} is installed, {oldest} or later is needed; pip install -U onnxruntime"
+        )
 
 
 def versions(provider: Provider) -> dict[str, str]:

@@ -23,8 +23,8 @@ class Receipt:
     threads: int
     nodes: dict[str, float]
     """Share of the graph's nodes by provider; they sum to 1."""
-    convolutions: dict[str, float]
-    """Share of the convolutions by provider: all multiply-accumulates of our networks are in them."""
+    macs: dict[str, float]
+    """Share of the multiply-accumulates by provider (all of ours are in convolutions); they sum to 1."""
     load_ms: float
     """Time to read the file and compile the graph."""
     warm_up_ms: float
@@ -32,13 +32,15 @@ class Receipt:
     versions: dict[str, str]
     skipped: dict[str, str] = field(default_factory=dict)
     """Providers that ``auto`` would have preferred, and why they were not used."""
+    tuned: str | None = None
+    """When ``deblur-bench --tune`` measured this choice here, by ISO 8601; None if the engine's own rules made it."""
 
     def __str__(self) -> str:
         precision = self.effective_precision
         if precision != self.precision:
             precision += f" (file: {self.precision})"
-        share = self.convolutions.get(self.provider, 0.0)
+        tuned = f", tuned {self.tuned[:10]}" if self.tuned else ""
         return (
             f"{self.model}/{self.variant} on {self.provider} ({self.device}), {precision}, {self.threads} threads, "
-            f"{share:.0%} of convolutions there, loaded in {self.load_ms:.0f} ms"
+            f"{self.macs.get(self.provider, 0.0):.0%} of MACs there, loaded in {self.load_ms:.0f} ms{tuned}"
         )

@@ -57,6 +57,11 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
     return min(variants, key=cost)
 
 
+def within_budget(bundle: Bundle) -> list[Variant]:
+    """The uint8 variants that lose no more quality than ``auto`` may give up."""
+    return [variant for variant in bundle.variants.values() if variant.io == "uint8" and variant.drop_db <= MAX_DROP_DB]
+
+
 def float_variant(bundle: Bundle) -> Variant:
     """The variant with float32 in and out, for images of more than 8 bits; raises ModelError if there is none."""
     for variant in bundle.variants.values():

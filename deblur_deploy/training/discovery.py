@@ -57,7 +57,9 @@ def find_sources(
     """What ``inputs`` (kind detected) and ``frames`` (consecutive frames, video) hold; each ``PATH`` or ``PATH=SHARE``.
 
     Inputs without a share divide equally what the others leave of 1.  Videos are unpacked into ``frames_folder``,
-    once.  ``window``: fewest and most frames that are averaged.  Raises MissingFileError or InputError that names what is not there or not usable.
+    once.  ``window``: fewest and most frames that are averaged.
+
+    Raises MissingFileError or InputError that names what is not there or not usable.
     """
     texts = [*inputs, *frames]
     if not texts:

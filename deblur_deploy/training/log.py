@@ -14,7 +14,7 @@ from deblur_deploy.errors import OutputError
 from deblur_deploy.files import writing_file
 from deblur_deploy.training.validation import SetQuality
 
-COLUMNS = ("step", "loss", "learning_rate", "images_per_s", "waiting")
+COLUMNS = ("step", "loss", "learning_rate", "images_per_s", "waiting", "dead")
 SET_COLUMNS = ("psnr_blurred", "psnr", "ssim", "gain_db", "worst_gain_db")
 
 
@@ -64,14 +64,17 @@ class Log:
             writer.writeheader()
             writer.writerows(rows)
 
-    def write(self, step: int, learning_rate: float, clock: Clock, quality: dict[str, SetQuality]) -> None:
-        """Add one line; raises OutputError if the disk is full."""
+    def write(
+        self, step: int, learning_rate: float, clock: Clock, quality: dict[str, SetQuality], dead: float | None
+    ) -> None:
+        """Add one line, ``dead`` being the share of dead channels; raises OutputError if the disk is full."""
         row: dict[str, object] = {
             "step": step,
             "loss": f"{fmean(clock.losses):.6f}",
             "learning_rate": f"{learning_rate:.3g}",
             "images_per_s": f"{clock.images_per_s:.2f}",
             "waiting": f"{clock.share_waiting:.3f}",
+            "dead": "" if dead is None else f"{dead:.3f}",
         }
         for name, result in quality.items():
             values = [result.mean.psnr_blurred, result.mean.psnr, result.mean.ssim]

@@ -19,7 +19,6 @@ from deblur_deploy.errors import InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import PathPair
 from deblur_deploy.runtime.media import Image, read_image
 
-
 WINDOW = (5, 31)
 """Up to an eighth of a second at 240 frames a second: slow stretches of a film then give strong blur as well."""
 

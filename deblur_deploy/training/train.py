@@ -28,6 +28,7 @@ from deblur_deploy.training.log import Clock, Log
 from deblur_deploy.training.losses import parse_loss
 from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.unet import UNet
+from deblur_deploy.training.units import dead_share
 from deblur_deploy.training.validation import PairSets, SetQuality, validate
 
 
@@ -44,6 +45,8 @@ class Progress:
     """Share of that time spent waiting for data."""
     quality: dict[str, SetQuality] = field(default_factory=dict)
     """The validation, on the steps that had one."""
+    dead: float | None = None
+    """Share of the channels that never fire, on the steps that had a validation."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Files that turned out not to be readable so far, and why."""
 
@@ -103,21 +106,32 @@ class Trainer:
             while self.step < config.steps and not self._stop:
                 with clock.waiting():
                     batch = next(loader)
-                loss = self._train_step(batch.finished(batches.blur, self.device))
+                batch = batch.finished(batches.blur, self.device)
+                loss = self._train_step(batch)
                 clock.images += batches.shape(self.step - 1)[0]
                 clock.losses.append(loss)
                 last = self.step == config.steps
                 due = main and (last or self.step % config.validate_every == 0)
                 with clock.paused():
                     checked = validate(self.averaged(), sets) if due else {}
+                    dead = dead_share(self.averaged(), batch.blurred.float() / 255) if due else None
                 quality = checked or quality
                 if due:
                     self._keep_best(checked)
                 if watch:
-                    rates = {"images_per_s": clock.images_per_s, "waiting": clock.share_waiting}
-                    watch(Progress(step=self.step, loss=loss, quality=checked, unreadable=batch.unreadable, **rates))
-                if log and (self.step % config.log_every == 0 or checked or last):
-                    log.write(self.step, config.rate(self.step - 1), clock, checked)
+                    watch(
+                        Progress(
+                            step=self.step,
+                            loss=loss,
+                            images_per_s=clock.images_per_s,
+                            waiting=clock.share_waiting,
+                            quality=checked,
+                            dead=dead,
+                            unreadable=batch.unreadable,
+                        )
+                    )
+                if log and (self.step % config.log_every == 0 or due):
+                    log.write(self.step, config.rate(self.step - 1), clock, checked, dead)
                     clock = Clock()
                 if main and (time.monotonic() - saved > config.save_every_s or last or self._stop):
                     self.save_state()

@@ -1,0 +1,65 @@
+"""deblur-run on a live source: one camera or stream into one video file, until it ends or Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from deblur_deploy.cli.common import OK
+from deblur_deploy.cli.progress import advance, bar
+from deblur_deploy.errors import InputError, OutputError
+from deblur_deploy.runtime.live import record
+from deblur_deploy.runtime.media import VIDEO_SUFFIXES
+
+if TYPE_CHECKING:
+    from deblur_deploy.cli.run import RunConfig
+
+
+def run_live(config: RunConfig, console: Console) -> int:
+    """Record the one input; returns the exit status.  Raises InputError, OutputError or what the engine does."""
+    source, *more = map(str, config.inputs)
+    if more:
+        raise InputError(f"a live source is restored alone; leave {more[0]} to another deblur-run")
+    if config.out.suffix.lower() not in VIDEO_SUFFIXES or config.out.is_dir():
+        raise OutputError(f"--out is {config.out}; for a live source name a video file, such as live.mkv")
+    if config.out.exists() and not config.overwrite:
+        raise OutputError(f"{config.out} is there already; give --overwrite or another --out")
+    # What FFmpeg would say about a stream, our own line says.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    with config.engine() as engine, _first_interrupt() as asked:
+        console.print(str(engine.receipt), highlight=False, soft_wrap=True)
+        with bar(console) as progress:
+            task = progress.add_task("frames, Ctrl-C ends", total=None, rate="")
+            count = record(
+                source,
+                config.out,
+                engine,
+                seconds=config.seconds,
+                stopped=asked.is_set,
+                max_pixels=config.max_pixels,
+                on_frame=lambda: advance(progress, task),
+            )
+    console.print(f"{count} frames restored to {config.out}", highlight=False, soft_wrap=True)
+    return OK
+
+
+@contextmanager
+def _first_interrupt() -> Iterator[Event]:
+    """The first Ctrl-C sets the event, so that the file can be finished; the second one is as usual."""
+    asked = Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

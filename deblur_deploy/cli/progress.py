@@ -1,0 +1,18 @@
+"""The bar that deblur-run shows: how many are done, how fast, and how long it still takes."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+def bar(console: Console) -> Progress:
+    """A bar for tasks that have the field ``rate``."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, TextColumn("{task.fields[rate]}"), console=console)
+
+
+def advance(progress: Progress, task: TaskID) -> None:
+    """One more is done."""
+    speed = progress.tasks[task].speed
+    progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")

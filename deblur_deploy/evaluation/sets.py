@@ -1,0 +1,149 @@
+"""Quality of every entry of a benchmark on sets of image pairs, and rows that have both quality and latency.
+
+Quality belongs to a variant on a provider, latency and memory also to a size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import msgspec
+
+from deblur_deploy.errors import DeblurError
+from deblur_deploy.evaluation.bench import Entry, Outcome, Plan, Progress, measure_latency, silent
+from deblur_deploy.evaluation.quality import Pair, PairSet, Quality, compare, mean_quality, psnr, usable_pairs
+from deblur_deploy.evaluation.record import Row
+from deblur_deploy.evaluation.worker import Worker
+from deblur_deploy.runtime.media import Image
+
+Sets = Mapping[str, Sequence[Pair]]
+"""Image pairs by the name of their set; the first is the main one."""
+
+
+def usable_sets(paths: Sequence[Path]) -> tuple[dict[str, Sequence[Pair]], list[str]]:
+    """``usable_pairs`` of each path, by its name (all of it where two share one), and one line for each lost pair."""
+    short = len({path.stem for path in paths}) == len(paths)
+    found: dict[str, Sequence[Pair]] = {}
+    failed: list[str] = []
+    for path in paths:
+        found[path.stem if short else path.as_posix()], lost = usable_pairs(path)
+        failed += lost
+    return found, failed
+
+
+def names(sets: Sets) -> list[str]:
+    """Names of all pairs, for the record."""
+    single = len(sets) == 1
+    return [
+        name if single else f"{of}/{name}"
+        for of, pairs in sets.items()
+        for name in (pairs.names if isinstance(pairs, PairSet) else [pair.name for pair in pairs])
+    ]
+
+
+def steps(entries: Sequence[Entry], sets: Sets, plan: Plan) -> int:
+    """How many steps ``measure`` reports to its progress."""
+    return sum(map(len, sets.values())) + len(entries) * (1 + len(plan.sizes)) + len(plan.sizes)
+
+
+def measure(
+    entries: Sequence[Entry],
+    sets: Sets,
+    photo: Image,
+    plan: Plan,
+    on_progress: Progress = silent,
+    on_round: Progress = silent,
+) -> Outcome:
+    """Quality on ``sets`` and latency at each size on ``photo`` scaled to it.
+
+    One row an entry and size, with the quality on the first set, then one an entry and further set.
+    """
+    quality = measure_quality(entries, sets, on_progress)
+    outcome = measure_latency(entries, photo, plan, on_progress, on_round)
+    first = {row.key[:3]: row for row in quality[: len(entries)]}
+    rows = [with_quality(row, first[row.key[:3]]) for row in outcome.rows]
+    return replace(outcome, rows=rows + quality[len(entries) :])
+
+
+def with_quality(row: Row, of: Row) -> Row:
+    """``row``, with the quality that ``of`` has."""
+    values = {name: getattr(of, name) for name in ("data", "psnr_blurred", "psnr", "ssim", "psnr_to_fp32")}
+    return msgspec.structs.replace(row, **values, facts=row.facts or of.facts, error=row.error or of.error)
+
+
+def measure_quality(entries: Sequence[Entry], sets: Sets, on_progress: Progress = silent) -> list[Row]:
+    """Mean quality on each set (of at least one pair), one row a set and entry, without a size.
+
+    PSNR to fp32 is taken against the first entry of the same model whose variant is called ``fp32``.  All processes
+    are alive at once, and only one pair at a time is in memory.
+    """
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        errors: dict[str, str] = {}
+        for entry in entries:
+            on_progress(f"quality: starting {entry.name}")
+            try:
+                workers[entry.name] = stack.enter_context(entry.start())
+            except DeblurError as error:
+                errors[entry.name] = str(error)
+        rows: list[Row] = []
+        for name, pairs in sets.items():
+            found: dict[str, list[tuple[Quality, float | None]]] = {entry.name: [] for entry in entries}
+            for count, pair in enumerate(pairs, 1):
+                on_progress(f"quality: {name}, {count} of {len(pairs)}")
+                for at, value in _one_pair(entries, workers, pair, errors).items():
+                    found[at].append(value)
+            rows += [_quality_row(entry, name, found[entry.name], workers, errors) for entry in entries]
+    return rows
+
+
+def _one_pair(
+    entries: Sequence[Entry], workers: Mapping[str, Worker], pair: Pair, errors: dict[str, str]
+) -> dict[str, tuple[Quality, float | None]]:
+    """Quality and PSNR to fp32 by entry; who fails has none, and an error from now on."""
+    found: dict[str, tuple[Quality, float | None]] = {}
+    fp32: dict[str, Image] = {}
+    # fp32 first, so that the others can be compared with it.
+    for entry in sorted(entries, key=lambda entry: entry.variant != "fp32"):
+        if entry.name in errors:
+            continue
+        try:
+            restored = workers[entry.name].restore(pair.blurred)
+        except DeblurError as error:
+            errors[entry.name] = str(error)
+            continue
+        exact = fp32.get(entry.model)
+        if exact is None and entry.variant == "fp32":
+            fp32[entry.model] = restored
+        found[entry.name] = compare(restored, pair), None if exact is None else psnr(restored, exact)
+    return found
+
+
+def _quality_row(
+    entry: Entry,
+    data: str,
+    found: Sequence[tuple[Quality, float | None]],
+    workers: Mapping[str, Worker],
+    errors: Mapping[str, str],
+) -> Row:
+    try:
+        if entry.name in errors:
+            raise DeblurError(errors[entry.name])
+        facts = workers[entry.name].facts
+    except DeblurError as error:
+        return entry.row("", data=data, error=str(error))
+    mean = mean_quality(quality for quality, _ in found)
+    to_fp32 = [value for _, value in found if value is not None]
+    return entry.row(
+        "",
+        data=data,
+        psnr_blurred=mean.psnr_blurred,
+        psnr=mean.psnr,
+        ssim=mean.ssim,
+        psnr_to_fp32=fmean(to_fp32) if len(to_fp32) == len(found) else None,
+        facts=facts,
+    )

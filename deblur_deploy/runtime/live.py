@@ -1,0 +1,159 @@
+"""A camera, or a stream by its URL, restored into a video file until it ends or is told to.
+
+OpenCV opens it, so what opens depends on its build.  A stream that states how many frames it has keeps their times;
+anything else is live, and a frame's time is that of its arrival: what is too slow then loses frames, not time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deblur_deploy.errors import InputError, MissingExtraError, OutputError
+from deblur_deploy.files import writing_file
+from deblur_deploy.runtime.media import MAX_PIXELS, VIDEO_SUFFIXES
+from deblur_deploy.runtime.streams import overlapped
+
+try:
+    import av
+    from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+except ImportError:
+    raise MissingExtraError("streams need PyAV; install it: pip install 'deblur-deploy[video]'") from None
+
+_TIMEOUT_MS = 10_000
+_MILLISECONDS = Fraction(1, 1000)
+_ENCODERS = {
+    ".avi": ("mpeg4", {"q": "2"}),
+    ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "row-mt": "1", "deadline": "realtime", "cpu-used": "8"}),
+}
+_USUAL = "libx264", {"crf": "17", "preset": "veryfast"}
+
+
+def record(
+    source: str,
+    target: Path,
+    restore: Callable[[NDArray[Any]], NDArray[Any]],
+    *,
+    seconds: float | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    max_pixels: int = MAX_PIXELS,
+    on_frame: Callable[[], object] = lambda: None,
+) -> int:
+    """Write ``source`` (``camera:NUMBER`` or a URL), every frame restored, to ``target``; returns the frames written.
+
+    It ends with the stream, after ``seconds`` of it, or once ``stopped`` says so, and the file is then whole.
+    ``restore`` gets and returns uint8 HxWx3 RGB.  Raises InputError if the source cannot be opened or has no frames,
+    OutputError if the file cannot be written.
+    """
+    shown = re.sub(r"//[^/]*@", "//", source)  # messages end up in logs, passwords must not
+    if target.suffix.lower() not in VIDEO_SUFFIXES:
+        known = ", ".join(sorted(VIDEO_SUFFIXES))
+        raise OutputError(f"cannot write {target}: unknown video format; use one of {known}")
+    frames = _frames(_opened(source, shown), shown, seconds, stopped, max_pixels)
+    with writing_file(target) as temporary:
+        try:
+            with av.open(str(temporary), "w") as output:
+                count = _write(output, target.suffix.lower(), frames, restore, on_frame)
+        except av.error.FFmpegError as error:
+            raise OutputError(f"cannot write {target}: {error}; nothing was left behind") from None
+        if not count:
+            raise InputError(f"{shown} was opened, but gave no frame")
+    return count
+
+
+def _opened(source: str, shown: str) -> cv2.VideoCapture:
+    kind, _, rest = source.partition(":")
+    try:
+        if kind.lower() == "camera":
+            capture = cv2.VideoCapture(int(rest))
+        elif cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
+            waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
+            capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, waits)
+        else:
+            capture = cv2.VideoCapture(source)
+    except (cv2.error, OverflowError):
+        raise InputError(f"{shown} cannot be opened; is it there?") from None
+    if not capture.isOpened():
+        why = "there is no such device, or another program has it"
+        if kind.lower() != "camera":
+            why = f"nobody answered within {_TIMEOUT_MS // 1000} s, or it is nothing that this build of OpenCV reads"
+        raise InputError(f"{shown} cannot be opened: {why}")
+    return capture
+
+
+def _frames(
+    capture: cv2.VideoCapture, shown: str, seconds: float | None, stopped: Callable[[], bool], max_pixels: int
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Times in milliseconds, which grow, and frames, which keep their size."""
+    # It is closed here, by the thread that reads: closed under a read that still waits, it would crash.
+    try:
+        live = capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
+        size, start, last = None, 0.0, -1
+        while not stopped():
+            found, frame = capture.read()
+            if not found:
+                return
+            now = 1e3 * time.monotonic() if live else capture.get(cv2.CAP_PROP_POS_MSEC)
+            if size is None:
+                size, start = frame.shape, now
+                if size[0] * size[1] > max_pixels:
+                    limit = f"the limit of {max_pixels / 1e6:.0f} megapixels"
+                    raise InputError(f"{shown} has {size[1]}x{size[0]} pixels a frame, more than {limit}")
+            if frame.shape != size:
+                raise InputError(f"{shown} cannot be restored: its frames change their size")
+            last = max(last + 1, round(now - start))
+            if seconds is not None and last >= 1e3 * seconds:
+                return
+            yield last, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    finally:
+        capture.release()
+
+
+def _write(
+    output: Any,
+    suffix: str,
+    frames: Iterator[tuple[int, NDArray[Any]]],
+    restore: Callable[[NDArray[Any]], NDArray[Any]],
+    on_frame: Callable[[], object],
+) -> int:
+    encoder, reformatter, count = None, VideoReformatter(), 0
+
+    def work(timed: tuple[int, NDArray[Any]]) -> tuple[int, NDArray[Any]]:
+        return timed[0], np.ascontiguousarray(restore(timed[1]))
+
+    for milliseconds, image in overlapped(frames, work):
+        if encoder is None:
+            encoder = _encoder(output, suffix, image)
+        frame = reformatter.reformat(
+            av.VideoFrame.from_ndarray(image, format="rgb24"),
+            format=encoder.codec_context.pix_fmt,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.pts, frame.time_base = milliseconds, _MILLISECONDS
+        output.mux(encoder.encode(frame))
+        count += 1
+        on_frame()
+    if encoder is not None:
+        output.mux(encoder.encode(None))
+    return count
+
+
+def _encoder(output: Any, suffix: str, image: NDArray[Any]) -> Any:
+    name, options = _ENCODERS.get(suffix, _USUAL)
+    encoder = output.add_stream(name, rate=30, options=dict(options))
+    context = encoder.codec_context
+    context.height, context.width = image.shape[:2]
+    # Colour at half the size needs even sides.
+    context.pix_fmt = "yuv444p" if name == "libx264" and (context.height % 2 or context.width % 2) else "yuv420p"
+    context.time_base = encoder.time_base = _MILLISECONDS
+    context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
+    return encoder
