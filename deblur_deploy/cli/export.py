@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -20,7 +20,11 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.pipeline.artifact import Measured
 from deblur_deploy.pipeline.bundle import build_bundle
 from deblur_deploy.pipeline.recipe import Recipe, read_recipe
+from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+
+if TYPE_CHECKING:
+    from deblur_deploy.evaluation.page import Table as PageTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,11 @@ class Arguments:
     """Weights that deblur-train wrote; without it, those that ship with the package."""
     out: Path
     """Folder of the bundle."""
+    model: str = ""
+    """Prune a network of your own instead: package.module:build, a function that returns it. It is written as an
+    exported program and as fp32 ONNX, without recovery and int8; CHECKPOINT is then its state dict as safetensors."""
+    divisor: int = 1
+    """With --model: its images' sides are multiples of this power of two, to which the ONNX files pad."""
     force: bool = False
     """Replace the folder if it exists; it is replaced only when everything is done."""
     cache: bool = True
@@ -55,6 +64,8 @@ def run(arguments: Arguments) -> int:
             raise InputError("--recipe-file comes with other choices; edit the file, or give the choices without it")
         recipe = read_recipe(arguments.recipe_file)
     log = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    if arguments.model:
+        return prune_own(arguments, recipe, log)
     with log.status("starting") as status:
 
         def on_progress(what: str) -> None:
@@ -75,8 +86,35 @@ def run(arguments: Arguments) -> int:
     else:
         size = f"{recipe.verify.width_px}x{recipe.verify.height_px}"
         # A pipe or a log has no width of its own, and 80 columns would cut names.
-        Console(width=None if sys.stdout.isatty() else 120).print(table(results, size))
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        if recipe.prune:
+            from deblur_deploy.pipeline.prune_report import outcome, widths
+
+            pruning = json.loads((arguments.out / MANIFEST).read_text(encoding="utf-8"))["pruning"]
+            console.print(*map(as_grid, (widths(pruning), outcome(pruning))), sep="\n")
+        console.print(table(results, size))
     log.print(f"bundle: {arguments.out}")
+    return OK
+
+
+def prune_own(arguments: Arguments, recipe: Recipe, log: Console) -> int:
+    """Prune the network that ``--model`` names."""
+    from deblur_deploy.pipeline.stranger import load_module, prune_stranger
+
+    if not recipe.prune:
+        raise InputError("--model is for pruning; say how far, with --prune.macs 0.5")
+    model = load_module(arguments.model, arguments.checkpoint)
+    record = prune_stranger(model, recipe.prune, arguments.out, divisor=arguments.divisor, force=arguments.force)
+    if arguments.json:
+        sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    for name, (before, after) in record["widths"].items():
+        log.print(f"{name}: {before} -> {after} channels")
+    for name, why in record["left"].items():
+        log.print(f"{name} is left as it is: {why}")
+    for what, values in (("kMAC per pixel", [macs / 1e3 for macs in record["macs_per_pixel"]]),
+                         ("parameters", record["parameters"]), ("PSNR, dB", record["psnr"].values())):  # fmt: skip
+        log.print(f"{what}: " + " -> ".join(f"{value:.6g}" for value in values))
+    log.print(f"written: {arguments.out} (module.pt2, fp32.onnx, float.onnx, pruning.json); it has not recovered yet")
     return OK
 
 
@@ -100,6 +138,16 @@ def table(results: Sequence[Measured], size: str) -> Table:
             *(f"{run_.median_ms:.1f}" for run_ in result.runs),
             "; ".join(f"{run_.provider} in {run_.arithmetic}" for run_ in result.runs),
         )
+    return grid
+
+
+def as_grid(page_table: PageTable) -> Table:
+    """A table of the report, for the terminal."""
+    grid = Table(title=page_table.heading, caption=page_table.note or None)
+    for index, name in enumerate(page_table.columns):
+        grid.add_column(name, justify="right" if index else "left")
+    for row in page_table.rows:
+        grid.add_row(*row)
     return grid
 
 

@@ -87,6 +87,18 @@ def latency_by_size(series: Mapping[str, Mapping[float, float]]) -> str:
         return _svg(figure, "latency")
 
 
+def curves(series: Mapping[str, Mapping[float, float]], x_label: str, y_label: str) -> str:
+    """One line with markers for each of ``series``, x to y, on linear axes."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(x_label, y_label)
+        for index, (label, values) in enumerate(series.items()):
+            colour, marker = _COLOURS[index % len(_COLOURS)], "os^Dv"[index // len(_COLOURS) % 5]
+            at = sorted(values)
+            axes.plot(at, [values[x] for x in at], color=colour, marker=marker, markersize=4, label=label)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
+        return _svg(figure, f"{x_label} {y_label}")
+
+
 def shares(values: Mapping[str, float], title: str) -> str:
     """Horizontal bars of shares between 0 and 1."""
     with mpl.rc_context(_STYLE):

@@ -8,6 +8,7 @@ is; ``runtime.bundle`` reads the part that engines need.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
 from deblur_deploy.pipeline.cache import Cache
 from deblur_deploy.pipeline.inputs import DECODERS, Photos
 from deblur_deploy.pipeline.recipe import Recipe, write_recipe
+from deblur_deploy.pipeline.shrink import PRUNED, Shrinking
 from deblur_deploy.pipeline.stages import Done, Progress, Record, Stages, digest, from_record, to_record, versions
 from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
 from deblur_deploy.runtime.engine import DeblurEngine
@@ -61,12 +63,16 @@ def build_bundle(
     recipe = msgspec.structs.replace(recipe, name=recipe.name or checkpoint.stem, checkpoint_sha256=parent)
     with writing_folder(out, force=force) as folder, TemporaryDirectory(prefix=".work-", dir=folder) as work:
         stages = Stages(_cache(Path(work), cached, on_progress), Path(work), on_progress)
+        pairs, source, pruning = inputs.pairs(recipe.pairs), checkpoint, Record()
+        if recipe.prune:
+            shrinking = Shrinking(stages=stages, checkpoint=checkpoint, parent=parent, config=recipe.prune, pairs=pairs)
+            source, pruning = shrinking.run()
         build = _Build(
             stages=stages,
-            checkpoint=checkpoint,
-            parent=parent,
+            checkpoint=source,
+            parent=sha256(source),
             recipe=recipe,
-            pairs=inputs.pairs(recipe.pairs),
+            pairs=pairs,
             calibration=inputs.calibration(recipe.calibration, recipe.int8.tiles),
         )
         exported = build.export()
@@ -89,10 +95,13 @@ def build_bundle(
             "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
             "machine": _machine(),
             "versions": package_versions(),
+            **({"pruning": {**pruning, "checkpoint": PRUNED, "sha256": build.parent}} if pruning else {}),
         }
         pages = build.report(summary, results, shown=build.artifacts(quantized)[0])
         for path in (*(artifact.path for artifact in artifacts), *(pages.folder / name for name in pages.outputs)):
             path.rename(folder / path.name)
+        if pruning:
+            shutil.copy(source, folder / PRUNED)
         write_recipe(recipe, folder / "recipe.toml")
         manifest = {
             "schema": SCHEMA,

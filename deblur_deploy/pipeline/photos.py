@@ -36,6 +36,11 @@ def builtin_calibration() -> list[Image]:
     return [pair.sharp if index % 3 == 2 else pair.blurred for index, pair in enumerate(pairs)]
 
 
+def builtin_photographs() -> list[Path]:
+    """The sharp photographs that calibration is made of, as files."""
+    return [Path(skimage.__file__).parent / "data" / name for name in _CALIBRATE]
+
+
 def pairs_from(folder: Path | None) -> list[Pair]:
     """Pairs of ``folder`` (``blur/NAME``, ``sharp/NAME``), or the built-in ones."""
     return builtin_pairs() if folder is None else list(read_pairs(folder))

@@ -12,6 +12,7 @@ import msgspec
 from deblur_deploy.errors import InputError
 from deblur_deploy.files import existing
 from deblur_deploy.pipeline.config import Int8Config, VerifyConfig
+from deblur_deploy.pipeline.prune_config import PruneConfig
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +26,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder with blur/NAME and sharp/NAME to verify on; without it, photographs that scikit-image carries."""
     calibration: Path | None = None
     """Folder of photographs as they will be in use, to calibrate int8 on; without it, scikit-image's."""
+    prune: PruneConfig = PruneConfig()
+    """Making the network smaller, before anything else."""
     int8: Int8Config = Int8Config()
     """Quantization."""
     verify: VerifyConfig = VerifyConfig()
@@ -47,10 +50,15 @@ def read_recipe(path: Path) -> Recipe:
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write ``recipe`` so that :func:`read_recipe` gives it back, from wherever the file goes."""
     folders = {name: folder.absolute() for name in ("pairs", "calibration") if (folder := getattr(recipe, name))}
-    recipe = msgspec.structs.replace(recipe, **folders)
-    # TOML has no null: what is None is left out, and is None again when read.
-    values = msgspec.to_builtins(recipe, enc_hook=str)
-    path.write_bytes(msgspec.toml.encode({key: value for key, value in values.items() if value is not None}))
+    recipe = msgspec.structs.replace(recipe, prune=recipe.prune.absolute(), **folders)
+    path.write_bytes(msgspec.toml.encode(_without_none(msgspec.to_builtins(recipe, enc_hook=str))))
+
+
+def _without_none(values: Any) -> Any:
+    """TOML has no null: what is None is left out, and is None again when read."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_none(value) for key, value in values.items() if value is not None}
 
 
 def _to_path(kind: type, value: object) -> object:

@@ -11,6 +11,7 @@ import jinja2
 from deblur_deploy.evaluation import plots
 from deblur_deploy.evaluation.page import Figure, Page, Table, pictures_of, write_page
 from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.pipeline import prune_report
 from deblur_deploy.pipeline.artifact import Artifact, Measured
 from deblur_deploy.runtime.engine import DeblurEngine
 
@@ -39,7 +40,11 @@ def write_report(
         for run in result.runs
     ]
     psnr_blurred = results[0].quality.psnr_blurred
-    figure = [Figure(heading="Quality against latency", svg=plots.pareto(points, psnr_blurred, summary["timed_at"]))]
+    pareto = [Figure(heading="Quality against latency", svg=plots.pareto(points, psnr_blurred, summary["timed_at"]))]
+    figures, tables = pareto if points else [], [_table(summary, results)]
+    if pruning := summary.get("pruning"):
+        figures += [Figure(heading="Sensitivity of each layer", svg=prune_report.sensitivity_figure(pruning))]
+        tables += [prune_report.outcome(pruning), prune_report.widths(pruning)]
     about = summary["machine"]
     with DeblurEngine(shown.path, provider="cpu") as engine:
         pictures = pictures_of(pairs, engine)
@@ -49,8 +54,8 @@ def write_report(
         f"Checkpoint {summary['checkpoint']}, sha256 {summary['checkpoint_sha256'][:16]}…",
         pictures=pictures,
         shown=shown.name,
-        figures=figure if points else [],
-        tables=[_table(summary, results)],
+        figures=figures,
+        tables=tables,
         notes=[
             f"{about['processor']}, {about['cores']} cores ({', '.join(about['instructions'])}). "
             + ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),

@@ -63,15 +63,20 @@ class Trainer:
         accelerator: Accelerator | None = None,
         data_id: str = "",
         vgg_weights: Path | None = None,
+        supervised: Supervised | None = None,
     ) -> None:
-        """``data_id`` names the data, so that ``load_state`` can refuse to go on with other data."""
+        """``data_id`` names the data, so that ``load_state`` can refuse to go on with other data.
+
+        ``supervised``: what is trained around ``model``, where that is more than the config asks for.
+        """
         self.config, self.out, self.data_id = config, out, data_id
         self.accelerator = accelerator or make_accelerator(config)
         self.device = self.accelerator.device
         self.plain = model.to(self.device)
         average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.plain, multi_avg_fn=average)
-        self.supervised = Supervised(self.plain, multi_scale=config.multi_scale > 0).to(self.device)
+        supervised = supervised or Supervised(self.plain, multi_scale=config.multi_scale > 0)
+        self.supervised = supervised.to(self.device)
         # channels_last, since convolutions on every device are fastest so; mypy does not know this form of ``to``.
         cast("nn.Module", self.supervised).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam

@@ -1,0 +1,288 @@
+"""What pruning costs and brings: PSNR against multiply-accumulates and against measured int8 latency.
+
+    python benchmarks/pruning.py --data PHOTOS... --frames CLIP... --val PAIRS... --work FOLDER --steps 1000
+
+For each share of the multiply-accumulates: the pruned network before recovery, after it, and the honest rival, the same
+widths trained from scratch for as many steps on the same batches.  Beside them the dense network, as it is and trained
+on for as many steps, since recovery is further training too.  No step is chosen by the pairs that are reported: each
+run counts as it ends.  Every network is kept in the work folder, so a second run goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+import torch
+from common import PROVIDERS, Options, present, progress, save, script
+
+from deblur_deploy.errors import InputError
+from deblur_deploy.evaluation import plots
+from deblur_deploy.evaluation.latency import at_size, take_turns
+from deblur_deploy.evaluation.quality import PairSet, Quality, Restorer, mean_quality, measure
+from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.files import sha256, writing_file
+from deblur_deploy.pipeline.config import Int8Config
+from deblur_deploy.pipeline.export import Exporter
+from deblur_deploy.pipeline.fit import int8_layout
+from deblur_deploy.pipeline.photos import builtin_calibration, builtin_pairs
+from deblur_deploy.pipeline.prune import Sizes, network_of, plan_for, sensitivity
+from deblur_deploy.pipeline.prune_config import Importance, PruneConfig, RecoverConfig
+from deblur_deploy.pipeline.recover import batches_for, recover, samples_for
+from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
+from deblur_deploy.training.train import Progress, Trainer
+from deblur_deploy.training.unet import UNet
+from deblur_deploy.training.validation import TorchRestorer
+
+SHARES = (0.75, 0.5, 0.25)
+SIZE = (1280, 720)
+SCRATCH_RATE = 1e-3
+"""deblur-train's own learning rate: a fresh network takes a higher one than a trained one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(Options):
+    """Prune, recover, train the rivals, compare."""
+
+    checkpoint: Path = DEFAULT_CHECKPOINT
+    """Weights of the dense network."""
+    data: tuple[str, ...] = ()
+    """Photographs, pairs or videos, as deblur-train takes them; without any, the built-in ones."""
+    frames: tuple[str, ...] = ()
+    """Consecutive frames, as deblur-train takes them."""
+    val: tuple[Path, ...] = ()
+    """Pairs to measure on; without any, the built-in ones."""
+    work: Path = Path("pruning-work")
+    """Folder of the networks; what is in it is not trained again."""
+    steps: int = 1000
+    """Training steps of each network."""
+    patches: int = 8
+    """Patches in a batch."""
+    side_px: int = 256
+    """Height and width of a patch."""
+    learning_rate: float = RecoverConfig().learning_rate
+    """Of recovery, and of the dense network that is trained on."""
+    importance: Importance = "taylor"
+    """Which channels go first."""
+    workers: int = 1
+    """Processes that make batches ahead."""
+    rounds: int = 30
+    """Timed calls of each network on each provider."""
+
+    def training(self) -> RecoverConfig:
+        """How every network is trained."""
+        steps = min(self.steps, 4) if self.quick else self.steps
+        side = min(self.side_px, 64) if self.quick else self.side_px
+        return RecoverConfig(
+            data=self.data,
+            frames=self.frames,
+            steps=steps,
+            patches=self.patches,
+            side_px=side,
+            learning_rate=self.learning_rate,
+            workers=self.workers,
+        )
+
+
+def run(options: Pruning) -> int:
+    """Train, measure and save."""
+    on_progress, notes = progress(), list[str]()
+    config, dense = options.training(), load_checkpoint(options.checkpoint)
+    _claim(options, config)
+    if config.weak:
+        notes.append("trained on five built-in photographs only: a weak recovery, and a weak rival")
+    samples = samples_for(config, options.work, 2 if options.quick else 8)
+    plan = plan_for(dense, PruneConfig(macs=1.0, importance=options.importance), samples)
+    nets: dict[tuple[float, str], UNet] = {(1.0, "dense"): dense}
+    recovering = _saying(on_progress)
+    for share in SHARES:
+        pruned = nets[share, "pruned"] = network_of(plan, share)
+        on_progress(f"recovering at {share:.0%}")
+        folder = options.work / f"recovered-{share:g}"
+        nets[share, "recovered"] = recover(pruned, dense, config, folder, {}, recovering).unet
+        on_progress(f"from scratch at {share:.0%}")
+        torch.manual_seed(config.seed)
+        nets[share, "scratch"] = _train(UNet(pruned.config), config, SCRATCH_RATE, options.work / f"scratch-{share:g}")
+    on_progress("the dense network, trained on")
+    longer = _train(load_checkpoint(options.checkpoint), config, config.learning_rate, options.work / "dense-longer")
+    nets[1.0, "trained on"] = longer
+    for (share, kind), net in nets.items():
+        save_checkpoint(net, options.work / f"{kind.replace(' ', '-')}-{share:g}.safetensors")
+
+    sets = {path.name: list(PairSet(path)) for path in options.val} or {"builtin": builtin_pairs()}
+    rows: list[Row] = []
+    for (share, kind), net in nets.items():
+        on_progress(f"quality of {kind} at {share:.0%}")
+        rows.append(_row(options, share, kind, "torch", net, _quality(TorchRestorer(net), sets)))
+    timed = {share: nets[share, "dense" if share == 1 else "recovered"] for share in (1.0, *SHARES)}
+    for provider in present(PROVIDERS, notes):
+        rows += _deployed(options, provider, timed, sets, on_progress)
+    found = {
+        "widths": {str(share): Sizes.of(dense, net).widths for share, net in timed.items() if share < 1},
+        "sensitivity": {
+            name: {str(gone): psnr for gone, psnr in curve.items()}
+            for name, curve in sensitivity(plan, samples).items()
+        },
+        "summary": _summary(rows),
+    }
+    _draw(options, rows, found["sensitivity"])
+    settings = options.settings(
+        checkpoint=options.checkpoint.stem,
+        checkpoint_sha256=sha256(options.checkpoint),
+        importance=options.importance,
+        training=msgspec.to_builtins(config),
+        scratch_learning_rate=SCRATCH_RATE,
+        pairs=[pair.name for pairs in sets.values() for pair in pairs],
+    )
+    return save(new_record("pruning", settings, notes=notes, rows=rows, found=found), options)
+
+
+def _claim(options: Pruning, config: RecoverConfig) -> None:
+    """The work folder belongs to one checkpoint and one way of training; raises InputError for another's."""
+    mine = msgspec.json.encode(
+        [sha256(options.checkpoint), options.importance, msgspec.structs.replace(config, workers=0)]
+    )
+    path = options.work / "settings.json"
+    if not path.exists():
+        with writing_file(path) as temporary:
+            temporary.write_bytes(mine)
+    elif path.read_bytes() != mine:
+        raise InputError(
+            f"{options.work} holds networks of another checkpoint or other settings; choose another --work"
+        )
+
+
+def _saying(on_progress: Callable[[str], None]) -> Callable[[Progress], None]:
+    def watch(now: Progress) -> None:
+        if now.step % 50 == 0:
+            on_progress(f"step {now.step}, loss {now.loss:.4f}, {now.images_per_s:.1f} patches a second")
+
+    return watch
+
+
+def _train(unet: UNet, config: RecoverConfig, rate: float, folder: Path) -> UNet:
+    """Ordinary training for as many steps as recovery has, on the same batches."""
+    training = msgspec.structs.replace(config.training(config.steps), learning_rate=rate)
+    trainer = Trainer(unet, training, folder)
+    if (folder / "state.safetensors").exists():
+        trainer.load_state()
+    trainer.run(batches_for(config, training, folder), {}, _saying(progress()))
+    if trainer.step < training.steps:
+        raise KeyboardInterrupt
+    return load_checkpoint(folder / "last.safetensors")
+
+
+def _quality(restorer: Restorer, sets: dict[str, Any]) -> dict[str, Quality]:
+    return {name: mean_quality(measure(restorer, pair) for pair in pairs) for name, pairs in sets.items()}
+
+
+def _row(
+    options: Pruning, share: float, kind: str, provider: str, net: UNet, quality: dict[str, Quality], **more: Any
+) -> Row:
+    facts = {
+        "share": share,
+        "macs_per_pixel": net.config.macs_per_pixel,
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "psnr": {name: result.psnr for name, result in quality.items()},
+    }
+    return Row(
+        model=f"{options.checkpoint.stem} {share:.0%}",
+        variant=kind,
+        provider=provider,
+        size="x".join(map(str, SIZE)),
+        # The mean over sets, not over pairs: a large set must not drown a small one.
+        psnr_blurred=fmean(result.psnr_blurred for result in quality.values()),
+        psnr=fmean(result.psnr for result in quality.values()),
+        ssim=fmean(result.ssim for result in quality.values()),
+        facts=facts | more.pop("facts", {}),
+        **more,
+    )
+
+
+def _deployed(
+    options: Pruning, provider: str, nets: dict[float, UNet], sets: dict[str, Any], on_progress: Callable[[str], None]
+) -> Iterator[Row]:
+    """int8 of each network on one provider: quality, and latency in turn."""
+    photos = builtin_calibration()
+    photo = at_size(builtin_pairs()[0].blurred, *SIZE)
+    with TemporaryDirectory() as folder:
+        engines: dict[float, DeblurEngine] = {}
+        for share, net in nets.items():
+            on_progress(f"int8 at {share:.0%} on {provider}")
+            path = Path(folder, str(share))
+            path.mkdir()
+            file = Exporter(net, "0" * 64, path).int8(photos, Int8Config(), int8_layout(provider)).path
+            engines[share] = DeblurEngine(file, provider=provider, threads=options.threads)
+        calls = {str(share): lambda engine=engine: engine(photo) for share, engine in engines.items()}
+        timings = take_turns(calls, rounds=3 if options.quick else options.rounds)
+        for share, engine in engines.items():
+            kind, timing = "dense" if share == 1 else "recovered", timings[str(share)]
+            yield _row(
+                options,
+                share,
+                f"{kind}, int8",
+                provider,
+                nets[share],
+                _quality(engine, sets),
+                median_ms=timing.median_ms,
+                p95_ms=timing.p95_ms,
+                best_ms=timing.best_ms,
+                calls=timing.calls,
+                noise=timing.noise,
+                facts={"arithmetic": engine.receipt.effective_precision},
+            )
+            engine.close()
+
+
+def _summary(rows: list[Row]) -> list[dict[str, Any]]:
+    """Each share against the dense network: what is lost, what is gained."""
+    at = {(row.facts["share"], row.variant, row.provider): row for row in rows}
+    providers = dict.fromkeys(row.provider for row in rows if row.median_ms)
+    summary = []
+    for share in SHARES:
+        line: dict[str, Any] = {"share": share}
+        dense = at[1.0, "dense", "torch"].psnr or 0
+        for kind in ("pruned", "recovered", "scratch"):
+            line[f"{kind}_db"] = (at[share, kind, "torch"].psnr or 0) - dense
+        line["recovered_to_trained_on_db"] = line["recovered_db"] + dense - (at[1.0, "trained on", "torch"].psnr or 0)
+        for provider in providers:
+            slow, fast = at[1.0, "dense, int8", provider], at[share, "recovered, int8", provider]
+            line[f"{provider}_speedup"] = (slow.median_ms or 0) / (fast.median_ms or 1)
+            line[f"{provider}_int8_db"] = (fast.psnr or 0) - (slow.psnr or 0)
+        summary.append(line)
+    return summary
+
+
+def _draw(options: Pruning, rows: list[Row], sensitive: dict[str, dict[str, float]]) -> None:
+    """The curves, beside the record."""
+    by_macs: dict[str, dict[float, float]] = {}
+    by_ms: dict[str, dict[float, float]] = {}
+    for row in rows:
+        if row.provider == "torch":
+            by_macs.setdefault(row.variant, {})[row.facts["macs_per_pixel"] / 1000] = row.psnr or 0
+        elif row.median_ms:
+            by_ms.setdefault(f"int8 on {row.provider}", {})[row.median_ms] = row.psnr or 0
+    # The dense network is where each curve begins.
+    dense = by_macs.pop("dense")
+    by_macs = {name: values if name == "trained on" else dense | values for name, values in by_macs.items()}
+    layers = {name: {100 * float(gone): psnr for gone, psnr in curve.items()} for name, curve in sensitive.items()}
+    figures = {
+        "pruning_macs": plots.curves(by_macs, "kMAC per pixel", "PSNR, dB"),
+        "pruning_latency": plots.curves(by_ms, f"latency at {SIZE[0]}x{SIZE[1]}, ms", "PSNR, dB") if by_ms else "",
+        "pruning_sensitivity": plots.curves(layers, "channels removed from one layer, %", "PSNR, dB"),
+    }
+    for name, svg in figures.items():
+        if svg:
+            with writing_file(options.out / f"{name}.svg") as temporary:
+                temporary.write_text(plots.for_file(svg))
+
+
+if __name__ == "__main__":
+    script(Pruning, run)

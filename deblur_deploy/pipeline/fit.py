@@ -1,0 +1,139 @@
+"""The largest pruned network that is fast enough: found by exporting a few and timing what was exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from deblur_deploy.contract import Precision
+from deblur_deploy.errors import InputError
+from deblur_deploy.evaluation.latency import Timing, at_size, take_turns
+from deblur_deploy.pipeline.config import Int8Config, Layout
+from deblur_deploy.pipeline.export import Exporter
+from deblur_deploy.pipeline.prune import Plan, network_of
+from deblur_deploy.pipeline.prune_config import PruneConfig
+from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.training.unet import UNet, UNetConfig
+
+Measure = Callable[[UNet], float]
+"""Milliseconds of one of our networks; it depends on the widths alone, so it may remember them."""
+
+CLOSE = 0.1
+"""A network is close enough when it is at most this share faster than asked for."""
+_MOST = 8
+"""Networks that are measured at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What the search found."""
+
+    share: float
+    """Of the multiply-accumulates, to be kept."""
+    ms: float
+    """Of the network that keeps this share."""
+    dense_ms: float
+    tried: tuple[tuple[float, float], ...]
+    """(share, ms) of every network that was measured, in order."""
+    note: str = ""
+    """Why it is not as close to the target as it should be, if it is not."""
+
+
+def fit(plan: Plan, target_ms: float, measure: Measure) -> Fit:
+    """The largest network of ``plan`` that takes at most ``target_ms``, and at least 90 % of it where one exists.
+
+    Interpolates between what was measured.  Raises InputError that says what the best is, if nothing is fast enough.
+    """
+    tried: dict[float, float] = {}
+
+    def ms(share: float) -> float:
+        tried[share] = measure(network_of(plan, share))
+        return tried[share]
+
+    def found(note: str = "") -> Fit:
+        share = max(share for share, took in tried.items() if took <= target_ms)
+        return Fit(share=share, ms=tried[share], dense_ms=tried[1.0], tried=tuple(tried.items()), note=note)
+
+    if ms(1.0) <= target_ms:
+        return found(f"the network takes {tried[1.0]:.1f} ms as it is; nothing is pruned for a target of {target_ms:g}")
+    low, high = plan.smallest, 1.0
+    if ms(low) > target_ms:
+        raise InputError(
+            f"target_ms is {target_ms:g}, but the smallest network, with {low:.3g} of the multiply-accumulates, takes "
+            f"{tried[low]:.1f} ms; that is the best, allow more or a smaller image"
+        )
+    while tried[low] < (1 - CLOSE) * target_ms and len(tried) < _MOST:
+        aim = (1 - CLOSE / 2) * target_ms
+        share = low + (high - low) * (aim - tried[low]) / max(tried[high] - tried[low], 1e-9)
+        # Away from the ends, so that a curve that is no line still closes in.
+        share = min(max(share, low + 0.1 * (high - low)), high - 0.1 * (high - low))
+        share = plan.share(plan.widths(share))
+        if share <= low:
+            # No network lies between here and there; the next larger one may.
+            share = next((more for widths in reversed(plan.path) if low < (more := plan.share(widths)) < high), low)
+        if share in tried:
+            break
+        if ms(share) <= target_ms:
+            low = share
+        else:
+            high = share
+    if tried[low] < (1 - CLOSE) * target_ms:
+        return found(
+            f"no network comes closer to {target_ms:g} ms: the next larger one that was measured takes "
+            f"{tried[high]:.1f} ms, with {high:.3g} of the multiply-accumulates"
+        )
+    return found()
+
+
+def time_exported(
+    nets: Sequence[UNet], config: PruneConfig, photos: Sequence[Image], *, rounds: int = 10, threads: int | None = None
+) -> list[Timing]:
+    """Latency of each network, exported and run as ``config`` says; they take turns.
+
+    ``photos`` calibrate int8.  Raises ProviderError if the provider is absent or does not run them.
+    """
+    photo = at_size(photos[0], *config.size())
+    calls: dict[str, Callable[[], object]] = {}
+    with TemporaryDirectory(prefix="deblur-fit-") as folder:
+        engines = []
+        for index, unet in enumerate(nets):
+            path = Path(folder, str(index))
+            path.mkdir()
+            model = export_for(unet, config.provider, config.precision, photos, path)
+            engines.append(DeblurEngine(model, provider=config.provider, threads=threads))
+            calls[str(index)] = lambda engine=engines[-1]: engine(photo)  # type: ignore[misc]
+        try:
+            timings = take_turns(calls, rounds=rounds)
+        finally:
+            for engine in engines:
+                engine.close()
+    return [timings[name] for name in calls]
+
+
+def export_for(unet: UNet, provider: str, precision: Precision, photos: Sequence[Image], folder: Path) -> Path:
+    """The file of ``unet`` that suits ``provider``: a bundle has more, and would choose this one too."""
+    exporter = Exporter(unet, "0" * 64, folder)
+    if precision == "int8":
+        # The scales decide nothing about time, so few tiles do.
+        return exporter.int8(photos, Int8Config(tiles=2, tile_px=128), int8_layout(provider)).path
+    return (exporter.fp16() if precision == "fp16" else exporter.fp32()).path
+
+
+def int8_layout(provider: str) -> Layout:
+    """The layout of the int8 graph that is usually the fastest on ``provider``."""
+    return "rows" if provider == "cpu" else "planes"
+
+
+def remembering(measure: Measure) -> Measure:
+    """``measure`` that is asked only once about the same widths."""
+    known: dict[UNetConfig, float] = {}
+
+    def ms(unet: UNet) -> float:
+        if unet.config not in known:
+            known[unet.config] = measure(unet)
+        return known[unet.config]
+
+    return ms

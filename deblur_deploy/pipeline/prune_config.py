@@ -1,0 +1,133 @@
+"""What can be chosen about pruning and recovery; free of torch, since every command line needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import tyro
+
+from deblur_deploy.training.config import Stage, TrainConfig
+
+Importance = Literal["magnitude", "taylor", "activation"]
+Target = Literal["macs", "parameters"]
+
+
+class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a pruned network is fine-tuned."""
+
+    data: tuple[str, ...] = ()
+    """Photographs, pairs or videos as deblur-train takes them; without any, five that scikit-image carries."""
+    frames: tuple[str, ...] = ()
+    """Folders of consecutive frames, or videos, as deblur-train takes them."""
+    steps: int = 600
+    """Optimizer steps, over all rounds; 0 is no recovery."""
+    minutes: float | None = None
+    """Time for all rounds instead of steps: as many as fit, by the pace of the first few."""
+    patches: int = 8
+    """Patches in a batch."""
+    side_px: int = 192
+    """Height and width of a patch."""
+    learning_rate: float = 3e-4
+    """Highest learning rate."""
+    teacher: float = 1.0
+    """Weight of the loss against the unpruned network's image, beside 1 for the truth."""
+    features: float = 0.01
+    """Weight of the relative squared error of the decoder's features against the unpruned network's."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of training."""
+    workers: int = 1
+    """Processes that make batches ahead."""
+    seed: int = 0
+    """Seed of data order and blur."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("patches", 1), ("teacher", 0), ("features", 0), ("workers", 0), ("seed", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ValueError(f"minutes is {self.minutes:g}; allowed: more than 0")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate:g}; allowed: more than 0")
+        Stage(share=1, patches=self.patches, side_px=self.side_px)
+
+    @property
+    def weak(self) -> bool:
+        """Whether there is no data but the built-in photographs."""
+        return not (self.data or self.frames)
+
+    def training(self, steps: int) -> TrainConfig:
+        """The training run of ``steps`` steps."""
+        return TrainConfig(
+            steps=steps,
+            stages=(Stage(share=1, patches=self.patches, side_px=self.side_px),),
+            learning_rate=self.learning_rate,
+            warmup_steps=min(100, steps // 10),
+            # Averaged over the last tenth of the run, or it would remember the network before recovery.
+            ema=min(0.999, max(0.0, 1 - 10 / steps)),
+            precision=self.precision,
+            workers=self.workers,
+            seed=self.seed,
+            validate_every=max(1, -(-steps // 4)),
+            log_every=min(50, max(1, steps // 10)),
+        )
+
+
+class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much smaller the network gets, by what measure, and how it recovers; without a target it stays as it is."""
+
+    macs: float | None = None
+    """Share of the multiply-accumulates to keep, as in 0.5."""
+    parameters: float | None = None
+    """Share of the parameters to keep."""
+    target_ms: float | None = None
+    """Latency that the exported network must have, on this machine."""
+    at: Annotated[str, tyro.conf.arg(prefix_name=False, metavar="WIDTHxHEIGHT")] = "1280x720"
+    """Size of the image that target-ms is for."""
+    provider: Annotated[str, tyro.conf.arg(prefix_name=False)] = "cpu"
+    """Execution provider that target-ms is for."""
+    precision: Literal["int8", "fp16", "fp32"] = "int8"
+    """Variant that target-ms is for."""
+    importance: Importance = "taylor"
+    """Which channels go first: those of the smallest weights, of the least effect on the loss, or of the least effect
+    on the layers that read them."""
+    multiple: int = 16
+    """Widths become multiples of this (of less, in layers narrower than twice of it): what kernels like."""
+    rounds: int = 1
+    """Times that the network is pruned and recovers, each time by the same factor."""
+    recover: RecoverConfig = RecoverConfig()
+    """Fine-tuning afterwards."""
+
+    def __post_init__(self) -> None:
+        for name in ("macs", "parameters"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{name} is {share:g}; allowed: more than 0, up to 1 (the share to keep)")
+        if self.target_ms is not None and not 0 < self.target_ms < float("inf"):
+            raise ValueError(f"target_ms is {self.target_ms:g}; allowed: more than 0")
+        given = [name for name in ("macs", "parameters", "target_ms") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given together; allowed: one of them")
+        for name in ("multiple", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        self.size()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return not self.macs is self.parameters is self.target_ms is None
+
+    def absolute(self) -> PruneConfig:
+        """The same with the training data named from wherever one stands."""
+        data, frames = (
+            tuple(str(Path(text).absolute()) for text in texts) for texts in (self.recover.data, self.recover.frames)
+        )
+        return msgspec.structs.replace(self, recover=msgspec.structs.replace(self.recover, data=data, frames=frames))
+
+    def size(self) -> tuple[int, int]:
+        """(width, height) of ``at``."""
+        width, _, height = self.at.partition("x")
+        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+            raise ValueError(f"at is {self.at!r}; allowed: WIDTHxHEIGHT, as in 1280x720")
+        return int(width), int(height)

@@ -1,0 +1,191 @@
+"""Pruning of somebody else's network: any ``nn.Module`` from images to images of the same size.
+
+Its shape is no ``UNetConfig``, so the result travels as what torch exported (``module.pt2``, which runs without the
+code that built it) and as ONNX that keeps the contract: ``fp32.onnx`` and ``float.onnx``, which every engine runs.
+There is no recovery and no int8 for it here: ``module.pt2`` can be fine-tuned wherever the network is trained.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from deblur_deploy import __version__
+from deblur_deploy.contract import Io, ModelContract
+from deblur_deploy.errors import InputError, VerificationError
+from deblur_deploy.evaluation.quality import psnr
+from deblur_deploy.files import existing, sha256, writing_folder
+from deblur_deploy.pipeline.channels import Channels
+from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, OPSET, assemble
+from deblur_deploy.pipeline.photos import builtin_pairs
+from deblur_deploy.pipeline.prune import Plan
+from deblur_deploy.pipeline.prune_config import PruneConfig, Target
+from deblur_deploy.pipeline.recover import samples_for
+from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.training.unet import UNetConfig, pad_to_multiple
+
+
+def load_module(name: str, weights: Path | None = None) -> nn.Module:
+    """What ``package.module:build`` returns when it is called, in eval mode, with ``weights`` (safetensors) in it.
+
+    The working folder is searched too.  Raises InputError that says what is missing.
+    """
+    place, colon, builder = name.partition(":")
+    if not (place and colon and builder):
+        raise InputError(f"--model is {name!r}; allowed: package.module:build, a function that returns the network")
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        model = getattr(importlib.import_module(place), builder)()
+    except ImportError as error:
+        raise InputError(f"--model {name}: cannot import {place} ({error})") from None
+    except AttributeError as error:
+        raise InputError(f"--model {name}: {error}") from None
+    except TypeError as error:
+        raise InputError(f"--model {name}: {builder} must work without arguments ({error})") from None
+    finally:
+        sys.path.pop(0)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--model {name} gave {type(model).__name__}; a torch.nn.Module is needed")
+    if weights:
+        try:
+            model.load_state_dict(load_file(existing(weights, kind="file")))
+        except (SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(f"{weights} does not hold the weights of {name}: {reason}") from None
+    return model.eval().requires_grad_()
+
+
+def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor: int, force: bool) -> dict[str, Any]:
+    """Prune ``model`` to a share of its cost, write the folder ``out`` and return what ``pruning.json`` holds.
+
+    ``divisor``: the sizes that the network takes are multiples of this power of two; the ONNX files pad to it.
+    Raises InputError for a network that cannot be pruned or a target that is out of reach.
+    """
+    if config.target_ms is not None:
+        raise InputError("--prune.target-ms needs one of our own networks; give --prune.macs or --prune.parameters")
+    shape = _shape(divisor)
+    side = 64 * -(-divisor // 64)
+    example = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    channels = Channels(model, example, probe=True)
+    target: Target = "parameters" if config.parameters else "macs"
+    samples = samples_for(config.recover, out.parent, count=4)
+    plan = Plan(channels, config.importance, samples, multiple=config.multiple, target=target)
+    chosen = plan.widths(config.macs or config.parameters or 1.0)
+    small = plan.network(chosen)
+    costs = [channels.cost(widths) for widths in ({}, chosen)]
+    pairs = builtin_pairs()
+    with writing_folder(out, force=force) as folder:
+        side_dim = torch.export.Dim
+        sizes = {0: side_dim("batch"), 2: divisor * side_dim("h"), 3: divisor * side_dim("w")}
+        try:
+            program = torch.export.export(small, (torch.cat([example] * 2),), dynamic_shapes=(sizes,))
+        except Exception as error:  # torch.export names what it cannot follow in many kinds of errors
+            raise InputError(f"torch cannot export the network: {' '.join(str(error).split())[:200]}") from None
+        torch.export.save(program, folder / "module.pt2")
+        body, parent, radius = _body(program), sha256(folder / "module.pt2"), reach(small, divisor)
+        ios: tuple[tuple[str, Io], ...] = (("fp32", "uint8"), ("float", "float32"))
+        for name, io in ios:
+            graph = assemble(body, shape, layout="planes", io=io)
+            contract = ModelContract(
+                io=io,
+                precision="fp32",
+                size_divisor=divisor,
+                receptive_radius_px=radius,
+                macs_per_pixel=costs[1][0] / side**2,
+                parent_sha256=parent,
+                library_version=__version__,
+            )
+            onnx.helper.set_model_props(graph, contract.to_metadata())
+            onnx.save(graph, folder / f"{name}.onnx")
+        _check(folder / "fp32.onnx", small, pairs[0].blurred, divisor)
+        record = {
+            "macs_per_pixel": [macs / side**2 for macs, _ in costs],
+            "parameters": [count for _, count in costs],
+            "widths": {
+                part.layer: [channels.costs[part.layer].outputs, chosen.get(name, group.width)]
+                for name, group in channels.groups.items()
+                for part in group.slices
+                if part.of_outputs
+            },
+            "left": channels.left,
+            "psnr": {
+                name: sum(psnr(_restored(net, pair.blurred, divisor), pair.sharp) for pair in pairs) / len(pairs)
+                for name, net in (("dense", model), ("pruned", small))
+            },
+        }
+        (folder / "pruning.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def reach(model: nn.Module, divisor: int) -> int:
+    """How far away an input pixel can change an output pixel, in pixels, as gradients on noise show it.
+
+    A network that sees all of any image has no such radius; it gets one that no image exceeds.
+    """
+    for side in (divisor * -(-pixels // divisor) for pixels in (64, 128, 256, 512)):
+        image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        middle = side // 2 // divisor * divisor
+        with torch.enable_grad():
+            # One block of the grid, since pooling and rearrangements treat the pixels of a block differently.
+            model(image)[..., middle : middle + divisor, middle : middle + divisor].sum().backward()
+        assert image.grad is not None
+        seen = image.grad.abs().amax(dim=(0, 1))
+        places = torch.cat([seen.amax(dim=axis).nonzero().flatten() for axis in (0, 1)])
+        radius = int(max(middle + divisor - 1 - places.min(), places.max() - middle))
+        if radius < middle - divisor:
+            return radius
+    return 1 << 20
+
+
+def _shape(divisor: int) -> UNetConfig:
+    """What the graph around the body has to know: no stem, nothing added, and the divisor."""
+    levels = divisor.bit_length()
+    if divisor < 1 or divisor & (divisor - 1) or levels > 8:
+        raise InputError(f"--divisor is {divisor}; allowed: 1, 2, 4 ... 128")
+    inner = ((1,),) * (levels - 1)
+    return UNetConfig(encoder=(*inner, (1,)), up=(1,) * (levels - 1), decoder=inner, residual=False)
+
+
+def _body(program: torch.export.ExportedProgram) -> onnx.ModelProto:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in graph.export_body
+        exported = torch.onnx.export(
+            program, input_names=[BLOCKS], output_names=[CORRECTION], opset_version=OPSET, dynamo=True, verbose=False
+        )
+    assert exported is not None
+    model = cast("onnx.ModelProto", exported.model_proto)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return model
+
+
+@torch.no_grad()
+def _restored(model: nn.Module, image: Image, divisor: int) -> Image:
+    batch = pad_to_multiple(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255, divisor)
+    levels = (model(batch).clamp(0, 1) * 255).round().to(torch.uint8)
+    restored: Image = levels[0].permute(1, 2, 0)[: image.shape[0], : image.shape[1]].contiguous().numpy()
+    return restored
+
+
+def _check(path: Path, model: nn.Module, image: Image, divisor: int) -> None:
+    """What the file gives is what torch gives, to one level; raises VerificationError."""
+    with DeblurEngine(path, provider="cpu") as engine:
+        difference = np.abs(engine(image).astype(np.int16) - _restored(model, image, divisor)).max()
+    if difference > 1:
+        raise VerificationError(f"{path.name} differs from torch by {difference} levels; 1 is allowed")

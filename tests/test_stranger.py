@@ -1,0 +1,97 @@
+"""A network of somebody else is pruned, exported and run; what is wrong with it is one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deblur_deploy import DeblurEngine
+from deblur_deploy.cli.export import command
+from deblur_deploy.errors import InputError
+from deblur_deploy.pipeline.stranger import load_module, reach
+from tests.photos import photo
+
+TINY = ["--prune.recover.workers", "0"]
+
+
+class Own(nn.Module):
+    """Halves the image and restores its size, with a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 16, 4, stride=2, padding=1)
+        self.middle = nn.Conv2d(16, 16, 3, padding=1)
+        self.up = nn.ConvTranspose2d(16, 3, 2, stride=2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image + 0.1 * self.up(torch.relu(self.middle(torch.relu(self.down(image)))))
+
+
+def build() -> nn.Module:
+    torch.manual_seed(0)
+    return Own()
+
+
+def broken() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(7, 3, 3, padding=1))
+
+
+def no_network() -> str:
+    return "network"
+
+
+@pytest.mark.slow
+def test_it_is_pruned_exported_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(build().state_dict(), tmp_path / "own.safetensors")
+    out = tmp_path / "out"
+    words = [str(tmp_path / "own.safetensors"), "--out", str(out), "--model", "tests.test_stranger:build"]
+    assert command([*words, "--divisor", "2", "--prune.macs", "0.6", *TINY]) == 0
+    assert "up is left as it is: " in capsys.readouterr().err
+    record = json.loads((out / "pruning.json").read_text())
+    assert record["macs_per_pixel"][1] <= 0.6 * record["macs_per_pixel"][0]
+    program = torch.export.load(out / "module.pt2").module()
+    assert sum(p.numel() for p in program.parameters()) == record["parameters"][1] < record["parameters"][0]
+    image = photo(3, 45, 67)
+    with torch.no_grad():
+        padded = np.pad(image, ((0, 1), (0, 1), (0, 0)), mode="edge")
+        expected = program(torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255).clamp(0, 1) * 255
+    with DeblurEngine(out / "fp32.onnx", provider="cpu") as engine:
+        difference = engine(image) - expected[0].permute(1, 2, 0)[:45, :67].numpy()
+    assert np.abs(difference).max() <= 0.51
+
+
+def test_reach_is_that_of_the_kernels() -> None:
+    assert reach(nn.Conv2d(3, 3, 7, padding=3), 1) == 3
+    assert 4 <= reach(build(), 2) <= 7
+    assert reach(nn.Sequential(nn.Conv2d(3, 3, 1), nn.InstanceNorm2d(3)), 1) == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "nowhere.at.all:build"], "cannot import nowhere.at.all"),
+        (["--model", "tests.test_stranger"], "allowed: package.module:build"),
+        (["--model", "tests.test_stranger:absent"], "no attribute 'absent'"),
+        (["--model", "tests.test_stranger:no_network"], "gave str; a torch.nn.Module is needed"),
+        (["--model", "tests.test_stranger:broken"], "fails in layer 1: "),
+        (["--model", "tests.test_stranger:build", "--divisor", "3"], "--divisor is 3; allowed: 1, 2, 4"),
+        (["--model", "tests.test_stranger:build", "--prune.target-ms", "5"], "target-ms needs one of our own"),
+    ],
+)
+def test_what_is_wrong_is_one_line(words: list[str], said: str, tmp_path: Path) -> None:
+    share = [] if "--prune.target-ms" in words else ["--prune.macs", "0.5"]
+    with pytest.raises(InputError, match=said):
+        command(["--out", str(tmp_path / "out"), *words, *share, *TINY])
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"does not hold the weights of tests\.test_stranger:build"):
+        load_module("tests.test_stranger:build", tmp_path / "other.safetensors")
