@@ -37,13 +37,14 @@ from deblur_deploy.pipeline.recover import batches_for, recover, samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
+from deblur_deploy.training.config import TrainConfig
 from deblur_deploy.training.train import Progress, Trainer
 from deblur_deploy.training.unet import UNet
 from deblur_deploy.training.validation import TorchRestorer
 
 SHARES = (0.75, 0.5, 0.25)
 SIZE = (1280, 720)
-SCRATCH_RATE = 1e-3
+SCRATCH_RATE = TrainConfig().learning_rate
 """deblur-train's own learning rate: a fresh network takes a higher one than a trained one."""
 
 
