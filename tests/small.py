@@ -22,8 +22,8 @@ CONFIGS = {
 
 RECIPE = Recipe(
     name="small",
-    int8=Int8Config(tiles=2, tile_px=64),
-    verify=VerifyConfig(width_px=64, height_px=48, rounds=1, random_sizes=2, int8_max_drop_db=3, fp16_max_drop_db=1),
+    int8=Int8Config(tiles=2, tile_px=64, max_drop_db=3, max_image_drop_db=3, sensitivity_crops=1),
+    verify=VerifyConfig(width_px=64, height_px=48, rounds=1, random_sizes=2, fp16_max_drop_db=1),
 )
 
 

@@ -36,6 +36,14 @@ class Run:
     """Effective precision of the convolutions."""
     median_ms: float
     p95_ms: float
+    drop_db: float
+    """PSNR lost here against fp32 on the CPU, mean over the pairs."""
+    worst_drop_db: float
+    """The most that a single image lost."""
+    db_to_fp32: float
+    """PSNR of the results taken against those of fp32 on the CPU, in dB."""
+    int8_macs: float | None = None
+    """Share of the multiplications that ran in int8; None where the provider does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,8 @@ class Measured:
     db_to_fp32: float
     """PSNR of this variant's results taken against fp32's, in dB."""
     runs: list[Run] = field(default_factory=list)
+    slower_than_fp32_on: list[str] = field(default_factory=list)
+    """Providers on which fp32 is faster: engines do not choose this variant there by themselves."""
 
     def row(self) -> dict[str, Any]:
         """What ``bundle.json`` and ``deblur-export --json`` say of this variant."""
@@ -72,5 +82,7 @@ class Measured:
             "worst_drop_db": round(self.worst_drop_db, 4),
             "db_to_fp32": round(self.db_to_fp32, 2),
             "latency_ms": {run.provider: round(run.median_ms, 2) for run in self.runs},
+            "slower_than_fp32_on": self.slower_than_fp32_on,
+            "int8_macs": {run.provider: run.int8_macs for run in self.runs},
             "runs": [asdict(run) for run in self.runs],
         }

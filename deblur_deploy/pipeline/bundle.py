@@ -22,6 +22,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.machine import machine, package_versions
 from deblur_deploy.files import refuse_existing, sha256, writing_folder
 from deblur_deploy.pipeline.artifact import Artifact, Measured
+from deblur_deploy.pipeline.budget import quantize
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.photos import calibration_from, pairs_from
 from deblur_deploy.pipeline.recipe import Recipe, write_recipe
@@ -86,17 +87,18 @@ def build_bundle(
         with journal.stage("export", source) as outputs:
             artifacts = [exporter.fp32(), exporter.fp16(), exporter.floats()]
             outputs |= _hashes(artifacts)
-        with journal.stage("quantize", {**source, "calibration": _digest(photos)}, recipe.int8) as outputs:
-            quantized = [exporter.int8(photos, recipe.int8, "rows"), exporter.int8(photos, recipe.int8, "planes")]
+        truth = _digest(image for pair in pairs for image in (pair.blurred, pair.sharp))
+        seen = {**source, "calibration": _digest(photos.values()), "pairs": truth}
+        with journal.stage("quantize", seen, recipe.int8) as outputs:
+            quantized, int8 = quantize(exporter, artifacts[0], photos, pairs, recipe.int8, on_progress)
             outputs |= _hashes(quantized)
         artifacts += quantized
-        truth = _digest(image for pair in pairs for image in (pair.blurred, pair.sharp))
         with journal.stage("verify", {**source, **_hashes(artifacts), "pairs": truth}, recipe.verify):
             on_progress("fp32 against torch")
             differing = compare_with_torch(artifacts[0], unet, [pair.blurred for pair in pairs[:3]], recipe.verify)
             if not recipe.verify.providers:
                 providers = usable(artifacts[0], providers, on_progress)
-            results = verify(artifacts, pairs, recipe.verify, providers, on_progress)
+            results = verify(artifacts, pairs, recipe.verify, recipe.int8, providers, on_progress)
         on_progress("report")
         write_recipe(recipe, folder / "recipe.toml")
         summary = {
@@ -111,6 +113,7 @@ def build_bundle(
             "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
             "machine": machine(),
             "versions": package_versions(),
+            "int8": int8.row(),
         }
         write_report(folder / "report.html", summary, results, pairs, shown=quantized[0])
         write_card(folder / "README.md", summary, results)

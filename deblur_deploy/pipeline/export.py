@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -13,8 +12,6 @@ from deblur_deploy.contract import Io, ModelContract, Precision
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.graph import Layout, assemble, export_body, in_half_precision
-from deblur_deploy.pipeline.quantize import Int8Config, quantize_body
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNet
 
 
@@ -27,27 +24,32 @@ class Exporter:
 
     def fp32(self) -> Artifact:
         """uint8 images, fp32 arithmetic: what every other variant is compared with."""
-        return self._save("fp32", self._body("planes"), "fp32", "uint8", "planes")
+        return self._save("fp32", self.body("planes"), "fp32", "uint8", "planes")
 
     def fp16(self) -> Artifact:
         """uint8 images, fp16 arithmetic; scaling, the residual sum and rounding stay fp32."""
-        return self._save("fp16", in_half_precision(self._body("planes")), "fp16", "uint8", "planes")
+        return self._save("fp16", in_half_precision(self.body("planes")), "fp16", "uint8", "planes")
 
     def floats(self) -> Artifact:
         """float32 images in [0, 1], fp32 arithmetic: for sources of more than 8 bits."""
-        return self._save("float", self._body("planes"), "fp32", "float32", "planes")
+        return self._save("float", self.body("planes"), "fp32", "float32", "planes")
 
-    def int8(self, images: Sequence[Image], how: Int8Config, layout: Layout) -> Artifact:
-        """uint8 images, int8 arithmetic, calibrated on ``images``; ``rows`` for ONNX Runtime's own CPU kernels."""
-        body = quantize_body(self._body(layout), images, self.unet.config, layout, how)
-        return self._save("int8" if layout == "rows" else f"int8-{layout}", body, "int8", "uint8", layout)
+    def int8(self, body: ModelProto, layout: Layout, folder: Path | None = None) -> Artifact:
+        """uint8 images around a quantized ``body``; ``rows`` for ONNX Runtime's own CPU kernels.
 
-    def _body(self, layout: Layout) -> ModelProto:
+        ``folder`` is another than the bundle's, for a trial.
+        """
+        return self._save("int8" if layout == "rows" else f"int8-{layout}", body, "int8", "uint8", layout, folder)
+
+    def body(self, layout: Layout) -> ModelProto:
+        """The fp32 body, between the rearrangements of ``layout``."""
         if layout not in self._bodies:
             self._bodies[layout] = export_body(self.unet, layout)
         return self._bodies[layout]
 
-    def _save(self, name: str, body: ModelProto, precision: Precision, io: Io, layout: Layout) -> Artifact:
+    def _save(
+        self, name: str, body: ModelProto, precision: Precision, io: Io, layout: Layout, folder: Path | None = None
+    ) -> Artifact:
         config = self.unet.config
         model = assemble(body, config, layout=layout, io=io)
         contract = ModelContract(
@@ -62,7 +64,7 @@ class Exporter:
         onnx.helper.set_model_props(model, contract.to_metadata())
         model.producer_name, model.producer_version = "deblur_deploy", __version__
         onnx.checker.check_model(model, full_check=True)
-        path = self.folder / f"{name}.onnx"
+        path = (folder or self.folder) / f"{name}.onnx"
         onnx.save(model, path)
         return Artifact(
             name=name,

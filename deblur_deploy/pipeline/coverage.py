@@ -1,0 +1,164 @@
+"""What share of the multiplications really runs in int8: read from what a provider made of the graph, not hoped.
+
+ONNX Runtime writes down the graph that it optimized and, in its profile, what every kernel took.  A plugin compiles its
+part of the graph out of sight; for OpenVINO the ``openvino`` package, where it is installed, tells what it makes of the
+same file.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM
+from deblur_deploy.runtime.providers import Provider
+
+_SIDE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """What ONNX Runtime's CPU provider ran for one convolution."""
+
+    op: str
+    """Type of the operation in the optimized graph."""
+    ms: float
+    """Median time of the kernel."""
+
+    @property
+    def int8(self) -> bool:
+        """Whether it multiplied int8 values."""
+        return self.op.startswith("QLinear") or self.op.endswith("Integer")
+
+
+def macs_of(path: Path) -> dict[str, float]:
+    """Multiply-accumulate operations per pixel of every convolution of a file (fp32, fp16 or QDQ), by its node's name.
+
+    The file is run once as it was written: only that gives the sizes that it computes by itself.
+    """
+    with tempfile.TemporaryDirectory(prefix="deblur-macs-") as folder:
+        events = _profile(path, Path(folder), optimized=None, side_px=_SIDE, runs=1)
+    found = {}
+    for name, args in events:
+        if args["op_name"] in ("Conv", "ConvTranspose"):
+            (values,), weight = args["input_type_shape"][0].values(), _shape(args["input_type_shape"][1])
+            if args["op_name"] == "Conv":
+                values = _shape(args["output_type_shape"][0])
+            # Each output value takes one multiplication a weight of its channel; each input value, if transposed.
+            found[name] = prod(values) * prod(weight[1:]) / _SIDE**2
+    return found
+
+
+def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kernel]:
+    """What ONNX Runtime's CPU provider runs for every convolution of a file, by the name of its node in the file."""
+    names = _by_constants(path)
+    with tempfile.TemporaryDirectory(prefix="deblur-kernels-") as folder:
+        optimized = Path(folder, "optimized.onnx")
+        events = _profile(path, Path(folder), optimized=optimized, side_px=side_px, runs=runs)
+        graph = onnx.load(optimized).graph
+    times: dict[str, list[float]] = {}
+    for name, args in events:
+        times.setdefault(name, []).append(args["ms"])
+    found = {}
+    for node in graph.node:
+        origin = next((names[value] for value in node.input if value in names), None)
+        if "Conv" in node.op_type and origin is not None:
+            found[origin] = Kernel(op=node.op_type, ms=median(times[node.name][len(times[node.name]) > 1 :]))
+    return found
+
+
+def int8_share(path: Path, provider: Provider, macs: Mapping[str, float] | None = None) -> float | None:
+    """Share of the multiplications of a file that ``provider`` runs in int8; None where that cannot be found out."""
+    macs = macs or macs_of(path)
+    if provider.name == "cpu":
+        run = {name for name, kernel in kernels_of(path, _SIDE, 1).items() if kernel.int8}
+    elif provider.name == "openvino" and provider.kind == "CPU":
+        found = _openvino(path)
+        if found is None:
+            return None
+        run = found
+    elif provider.name == "cuda":
+        run = set()  # It has no kernels for int8 convolutions: it expands them to float.
+    else:
+        return None
+    return sum(count for name, count in macs.items() if name in run) / sum(macs.values())
+
+
+def _openvino(path: Path) -> set[str] | None:
+    """Nodes that OpenVINO multiplies in int8, by what its compiled model says of itself."""
+    try:
+        import openvino
+    except ImportError:
+        return None
+    model = openvino.Core().read_model(path)
+    model.reshape({INPUT: [1, _SIDE, _SIDE, 3] if _is_bytes(path) else [1, 3, _SIDE, _SIDE]})
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = set()
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        about = {key: op.rt_info[key].astype(str) for key in ("primitiveType", "originalLayersNames")
+                 if key in op.rt_info}  # fmt: skip
+        if about.get("primitiveType", "").upper().endswith("_I8"):
+            found |= set(about["originalLayersNames"].split(","))
+    return found
+
+
+def _is_bytes(path: Path) -> bool:
+    model = onnx.load(path, load_external_data=False)
+    return bool(model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
+
+
+def _by_constants(path: Path) -> dict[str, str]:
+    """The node of a convolution by every constant that belongs to it: what survives of it in an optimized graph."""
+    graph = onnx.load(path).graph
+    makers = {node.output[0]: node for node in graph.node}
+    constants = {value.name for value in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            for name in node.input[1:]:
+                while name not in constants:
+                    name = makers[name].input[0]
+                found[name] = node.name
+    return found
+
+
+def _profile(
+    path: Path, folder: Path, *, optimized: Path | None, side_px: int, runs: int
+) -> list[tuple[str, dict[str, Any]]]:
+    """Name and profile of every kernel that ran, on the CPU, on ``runs`` square images of noise."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    for name in (HEIGHT_DIM, WIDTH_DIM):
+        options.add_free_dimension_override_by_name(name, side_px)
+    if optimized is None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    else:
+        options.optimized_model_filepath = str(optimized)
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(0).integers(0, 256, (1, side_px, side_px, 3), np.uint8)
+    if session.get_inputs()[0].type == "tensor(float)":
+        image = image.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    for _ in range(runs):
+        session.run(None, {INPUT: image})
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return [
+        (event["name"].removesuffix("_kernel_time"), {**event["args"], "ms": event["dur"] / 1e3})
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    ]
+
+
+def _shape(entry: Mapping[str, list[int]]) -> list[int]:
+    return next(iter(entry.values()))
