@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
+from typing import get_args
 
 import torch
 from onnx import ModelProto
 
+from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.graph import Layout, export_body
 from deblur_deploy.pipeline.quantize import Int8Config
 from deblur_deploy.pipeline.recipe import Recipe
@@ -34,6 +37,14 @@ def unet(name: str = "stem4", seed: int = 0) -> UNet:
     torch.nn.init.normal_(model.head.weight, std=0.02)
     torch.nn.init.normal_(model.head.bias, std=0.02)
     return model
+
+
+def exporter(folder: Path, name: str = "stem4") -> Exporter:
+    """An exporter of :func:`unet` whose bodies are made already."""
+    made = Exporter(unet(name), "0" * 64, folder)
+    for layout in get_args(Layout):
+        made.bodies[layout] = body(name, layout)
+    return made
 
 
 @cache

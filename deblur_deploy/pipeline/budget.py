@@ -148,7 +148,8 @@ def quantize(
     tiles = cut_tiles(photos, divisor, how.tiles, how.tile_px)
     quantizer = _Quantizer(exporter, tiles.images)
     bench = _Bench(fp32, pairs)
-    macs = _shares(macs_of(fp32.path), layers(exporter.body("planes")))
+    counts = macs_of(fp32.path)
+    macs = {layer: count / sum(counts.values()) for layer, count in counts.items()}
     with tempfile.TemporaryDirectory(prefix="deblur-int8-") as name:
         folder = Path(name)
 
@@ -189,7 +190,7 @@ def quantize(
         if not kept:
             best = _return_layers(best, sensitivity, trials, attempt, how)
     artifacts = [exporter.int8(quantizer.body(best.method, layout, best.in_float), layout) for layout in _LAYOUTS]
-    held_out = {pair.name: pair.blurred for pair in pairs}
+    held_out = {pair.name: _at_least(pair.blurred, divisor) for pair in pairs}
     held_out_tiles = cut_tiles(held_out, divisor, how.tiles, tiles.side_px)
     return artifacts, Quantization(
         chosen=best,
@@ -212,14 +213,14 @@ def quantize(
     )
 
 
+def _at_least(image: Image, side: int) -> Image:
+    bottom, right = (max(0, side - length) for length in image.shape[:2])
+    return np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge")
+
+
 def _order(how: Int8Config) -> list[str]:
     others = [] if how.search == "one" else [method for method in get_args(Method) if method != how.method]
     return [how.method, *others, *([_NNCF] if how.nncf else [])]
-
-
-def _shares(macs: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
-    whole = sum(macs.values())
-    return {layer: macs[node] / whole for layer, node in names.items()}
 
 
 def _timed(trials: Sequence[Trial], folder: Path, pairs: Sequence[Pair]) -> list[Trial]:
@@ -255,17 +256,16 @@ def _sensitivity(
 ) -> list[Sensitivity]:
     crops = [_crop(pair) for pair in pairs[:: -(-len(pairs) // (how.sensitivity_crops or 4))]]
     exact = _Bench(fp32, crops)
-    nodes = layers(exporter.body("rows"))
     whole = exporter.int8(quantizer.body(best.method, "rows"), "rows", folder)
     slow, fast = kernels_of(fp32.path), kernels_of(whole.path)
     found = []
-    for layer, node in nodes.items():
+    for layer in layers(exporter.body("rows")):
         alone = exporter.int8(quantizer.body(best.method, "rows", only=layer), "rows", folder)
         with DeblurEngine(alone.path, provider="cpu") as engine:
             restored = [engine(pair.blurred) for pair in crops]
         errors = [np.mean(np.square(a.astype(np.float32) - b)) for a, b in zip(restored, exact.fp32, strict=True)]
         drops = [of - psnr(a, pair.sharp) for of, a, pair in zip(exact.psnr, restored, crops, strict=True)]
-        both = slow.get(node), fast.get(node)
+        both = slow.get(layer), fast.get(layer)
         found.append(
             Sensitivity(
                 layer=layer,

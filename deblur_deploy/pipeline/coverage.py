@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import NodeProto
 
 from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM
+from deblur_deploy.pipeline.quantize import layer_name
 from deblur_deploy.runtime.providers import Provider
 
 _SIDE = 64
@@ -42,26 +44,26 @@ class Kernel:
 
 
 def macs_of(path: Path) -> dict[str, float]:
-    """Multiply-accumulate operations per pixel of every convolution of a file (fp32, fp16 or QDQ), by its node's name.
+    """Multiply-accumulate operations per pixel of every convolution of a file (fp32, fp16 or QDQ), by layer.
 
-    The file is run once as it was written: only that gives the sizes that it computes by itself.
+    A layer is called as its weights, in every file made of one network.  The file is run once as it was written: only that gives the sizes that it computes by itself.
     """
     with tempfile.TemporaryDirectory(prefix="deblur-macs-") as folder:
         events = _profile(path, Path(folder), optimized=None, side_px=_SIDE, runs=1)
-    found = {}
+    nodes, found = _nodes(path), {}
     for name, args in events:
         if args["op_name"] in ("Conv", "ConvTranspose"):
             (values,), weight = args["input_type_shape"][0].values(), _shape(args["input_type_shape"][1])
             if args["op_name"] == "Conv":
                 values = _shape(args["output_type_shape"][0])
             # Each output value takes one multiplication a weight of its channel; each input value, if transposed.
-            found[name] = prod(values) * prod(weight[1:]) / _SIDE**2
+            found[nodes[name]] = prod(values) * prod(weight[1:]) / _SIDE**2
     return found
 
 
 def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kernel]:
-    """What ONNX Runtime's CPU provider runs for every convolution of a file, by the name of its node in the file."""
-    names = _by_constants(path)
+    """What ONNX Runtime's CPU provider runs for every convolution of a file, by layer."""
+    layers = _constants(path)
     with tempfile.TemporaryDirectory(prefix="deblur-kernels-") as folder:
         optimized = Path(folder, "optimized.onnx")
         events = _profile(path, Path(folder), optimized=optimized, side_px=side_px, runs=runs)
@@ -71,9 +73,9 @@ def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kerne
         times.setdefault(name, []).append(args["ms"])
     found = {}
     for node in graph.node:
-        origin = next((names[value] for value in node.input if value in names), None)
-        if "Conv" in node.op_type and origin is not None:
-            found[origin] = Kernel(op=node.op_type, ms=median(times[node.name][len(times[node.name]) > 1 :]))
+        layer = next((layers[value] for value in node.input if value in layers), None)
+        if "Conv" in node.op_type and layer is not None:
+            found[layer] = Kernel(op=node.op_type, ms=median(times[node.name][len(times[node.name]) > 1 :]))
     return found
 
 
@@ -83,10 +85,10 @@ def int8_share(path: Path, provider: Provider, macs: Mapping[str, float] | None 
     if provider.name == "cpu":
         run = {name for name, kernel in kernels_of(path, _SIDE, 1).items() if kernel.int8}
     elif provider.name == "openvino" and provider.kind == "CPU":
-        found = _openvino(path)
-        if found is None:
+        nodes = _openvino(path)
+        if nodes is None:
             return None
-        run = found
+        run = {layer for node, layer in _nodes(path).items() if node in nodes}
     elif provider.name == "cuda":
         run = set()  # It has no kernels for int8 convolutions: it expands them to float.
     else:
@@ -117,19 +119,27 @@ def _is_bytes(path: Path) -> bool:
     return bool(model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
 
 
-def _by_constants(path: Path) -> dict[str, str]:
-    """The node of a convolution by every constant that belongs to it: what survives of it in an optimized graph."""
+def _convolutions(path: Path) -> Iterator[tuple[NodeProto, list[str]]]:
+    """The convolutions of a file, each with the names of its constants (weights first), through what dequantizes."""
     graph = onnx.load(path).graph
     makers = {node.output[0]: node for node in graph.node}
     constants = {value.name for value in graph.initializer}
-    found = {}
     for node in graph.node:
         if node.op_type in ("Conv", "ConvTranspose"):
-            for name in node.input[1:]:
-                while name not in constants:
-                    name = makers[name].input[0]
-                found[name] = node.name
-    return found
+            names = list(node.input[1:])
+            while waiting := [name for name in names if name not in constants]:
+                names = [makers[name].input[0] if name in waiting else name for name in names]
+            yield node, names
+
+
+def _nodes(path: Path) -> dict[str, str]:
+    """Layers by the name of their node."""
+    return {node.name: layer_name(names[0]) for node, names in _convolutions(path)}
+
+
+def _constants(path: Path) -> dict[str, str]:
+    """Layers by every constant that belongs to them: what survives of them in an optimized graph."""
+    return {name: layer_name(names[0]) for _, names in _convolutions(path) for name in names}
 
 
 def _profile(

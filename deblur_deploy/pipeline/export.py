@@ -20,7 +20,7 @@ class Exporter:
 
     def __init__(self, unet: UNet, parent_sha256: str, folder: Path) -> None:
         self.unet, self.parent, self.folder = unet, parent_sha256, folder
-        self._bodies: dict[Layout, ModelProto] = {}
+        self.bodies: dict[Layout, ModelProto] = {}
 
     def fp32(self) -> Artifact:
         """uint8 images, fp32 arithmetic: what every other variant is compared with."""
@@ -43,9 +43,9 @@ class Exporter:
 
     def body(self, layout: Layout) -> ModelProto:
         """The fp32 body, between the rearrangements of ``layout``."""
-        if layout not in self._bodies:
-            self._bodies[layout] = export_body(self.unet, layout)
-        return self._bodies[layout]
+        if layout not in self.bodies:
+            self.bodies[layout] = export_body(self.unet, layout)
+        return self.bodies[layout]
 
     def _save(
         self, name: str, body: ModelProto, precision: Precision, io: Io, layout: Layout, folder: Path | None = None

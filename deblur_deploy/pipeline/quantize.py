@@ -59,12 +59,15 @@ class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 _BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}
 
 
+def layer_name(weight: str) -> str:
+    """What a convolution is called: as its weights in torch, also where they are quantized."""
+    return weight.removeprefix("q_output_").partition(".weight")[0]
+
+
 def layers(body: ModelProto) -> dict[str, str]:
-    """The convolutions of ``body`` by the name of their weights, in order: the names of their nodes."""
+    """The names of the nodes of the convolutions of ``body``, by :func:`layer_name`, in order."""
     return {
-        node.input[1].removesuffix(".weight"): node.name
-        for node in body.graph.node
-        if node.op_type in ("Conv", "ConvTranspose")
+        layer_name(node.input[1]): node.name for node in body.graph.node if node.op_type in ("Conv", "ConvTranspose")
     }
 
 

@@ -11,8 +11,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 
+from deblur_deploy.contract import INPUT
 from deblur_deploy.errors import ProviderError, VerificationError
 from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.quality import Pair, compare, mean_quality, psnr
@@ -36,6 +39,9 @@ class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     fp16_max_drop_db: float = 0.02
     """PSNR that fp16 may lose against fp32, mean over the pairs."""
+    fp16_min_db: float = 60
+    """PSNR of fp16's results taken against those of fp32, at least, on the pairs and on black, white, random and
+    checkered images; and no activation may grow beyond what fp16 can hold."""
     max_differing: float = 0.001
     """Share of uint8 values in which fp32 ONNX may differ from torch, by one level."""
     random_sizes: int = 6
@@ -50,7 +56,7 @@ class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Providers to run every variant on; empty means all that are present."""
 
     def __post_init__(self) -> None:
-        for name, most in (("fp16_max_drop_db", 100), ("max_differing", 1)):
+        for name, most in (("fp16_max_drop_db", 100), ("fp16_min_db", 100), ("max_differing", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {most}")
         for name, least in (("random_sizes", 0), ("width_px", 1), ("height_px", 1), ("rounds", 1)):
@@ -85,6 +91,47 @@ def compare_with_torch(artifact: Artifact, unet: UNet, images: Sequence[Image], 
     return differing / total
 
 
+def extreme_images(side_px: int) -> dict[str, Image]:
+    """Square images that photographs are not: black, white, noise, and a checkerboard of single pixels."""
+    board = (np.indices((side_px, side_px)).sum(0) % 2 * 255).astype(np.uint8)
+    return {
+        "black": np.zeros((side_px, side_px, 3), np.uint8),
+        "white": np.full((side_px, side_px, 3), 255, np.uint8),
+        "random": np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), np.uint8),
+        "checkerboard": np.repeat(board[..., None], 3, axis=2),
+    }
+
+
+def check_half_precision(fp32: Artifact, fp16: Artifact, least_db: float) -> None:
+    """On extreme images fp16 must come as close to fp32 as ``least_db``, and no activation may overflow it.
+
+    The CPU provider computes fp16 in fp32, so overflow is looked for in the activations of fp32.  Raises
+    VerificationError that names the image.
+    """
+    whole = onnx.load(fp32.path)
+    names = [name for node in whole.graph.node for name in node.output]
+    del whole.graph.output[:]
+    whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    most = float(np.finfo(np.float16).max)
+    with DeblurEngine(fp32.path, provider="cpu") as exact, DeblurEngine(fp16.path, provider="cpu") as half:
+        side = 4 * exact.contract.size_divisor
+        for kind, image in extreme_images(side).items():
+            for name, value in zip(names, session.run(names, {INPUT: image[None]}), strict=True):
+                if value.dtype == np.float32 and not np.abs(value).max() < most:
+                    raise VerificationError(
+                        f"{fp16.name} cannot hold activation {name}, which reaches {np.abs(value).max():.3g} on a "
+                        f"{kind} image; {most:.0f} is the most of fp16. Train with less weight, or use fp32 or int8"
+                    )
+            found = psnr(half(image), exact(image))
+            if found < least_db:
+                raise VerificationError(
+                    f"{fp16.name} is {found:.1f} dB from fp32 on a {kind} image; {least_db} or more is allowed"
+                )
+
+
 def verify(
     artifacts: Sequence[Artifact],
     pairs: Sequence[Pair],
@@ -109,6 +156,12 @@ def verify(
         fp32 = fp32 or restored
         drop, worst, to_fp32 = _losses(restored, fp32, pairs)
         _check_drop(artifact, drop, worst, "cpu", config, int8)
+        if artifact.precision == "fp16":
+            check_half_precision(artifacts[0], artifact, config.fp16_min_db)
+            if to_fp32 < config.fp16_min_db:
+                raise VerificationError(
+                    f"{artifact.name} is {to_fp32:.1f} dB from fp32 on the pairs; {config.fp16_min_db} is allowed"
+                )
         results.append(
             Measured(
                 artifact=artifact,
