@@ -80,7 +80,7 @@ class Quantization:
     trials: list[Trial]
     sensitivity: list[Sensitivity]
     audit: Audit
-    float_ops: dict[str, list[str]] = field(default_factory=dict)
+    float_ops: dict[Layout, list[str]] = field(default_factory=dict)
     """Types of operations without an int8 kernel in the installed ONNX Runtime, by layout: they stay float."""
 
     def row(self) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class Kernel:
 def macs_of(path: Path) -> dict[str, float]:
     """Multiply-accumulate operations per pixel of every convolution of a file (fp32, fp16 or QDQ), by layer.
 
-    A layer is called as its weights, in every file made of one network.  The file is run once as it was written: only that gives the sizes that it computes by itself.
+    A layer is called as its weights, in every file made of one network.  The file is run once as it was written: only
+    that gives the sizes that it computes by itself.
     """
     with tempfile.TemporaryDirectory(prefix="deblur-macs-") as folder:
         events = _profile(path, Path(folder), optimized=None, side_px=_SIDE, runs=1)
