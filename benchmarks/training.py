@@ -24,7 +24,7 @@ import psutil
 import torch
 import tyro
 
-from deblur_deploy.files import writing_file
+from deblur_deploy.evaluation.record import new_record, write_json
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.config import Stage, TrainConfig
@@ -109,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(row))
             rows.append(row)
     if arguments.json:
-        with writing_file(arguments.json) as temporary:
-            temporary.write_text(json.dumps({"preset": arguments.preset, "stages": rows}, indent=1) + "\n")
+        settings = {"preset": arguments.preset, "steps": arguments.steps, "workers": arguments.workers}
+        write_json(arguments.json, new_record("training", settings, found={"stages": rows}))
     return 0
 
 

@@ -5,7 +5,6 @@ python -m benchmarks.weights CHECKPOINT --val PAIRS... --sharp FOLDER... --json 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deblur_deploy.evaluation.quality import PairSet, Restorer, measure, psnr, psnr_shifted
-from deblur_deploy.files import sha256, writing_file
+from deblur_deploy.evaluation.record import new_record, write_json
+from deblur_deploy.files import sha256
 from deblur_deploy.runtime.media import list_images, read_image
 from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.unet import parameter_count
@@ -96,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(f"{name} (sharp)", f"{row['psnr']:.2f}", "", "", "", f"{row['worst_psnr']:.2f} {row['worst']}")
     Console().print(table)
     if arguments.json:
-        with writing_file(arguments.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.json, new_record("weights", {"checkpoint": arguments.checkpoint.name}, found=result))
     return 0
 
 

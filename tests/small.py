@@ -6,14 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
+import onnx
 import torch
 from onnx import ModelProto
 
+from deblur_deploy.pipeline.config import Int8Config, Layout, VerifyConfig
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.graph import Layout, export_body
-from deblur_deploy.pipeline.quantize import Int8Config
+from deblur_deploy.pipeline.graph import export_body
 from deblur_deploy.pipeline.recipe import Recipe
-from deblur_deploy.pipeline.verify import VerifyConfig
 from deblur_deploy.training.unet import UNet, UNetConfig
 
 CONFIGS = {
@@ -41,10 +41,11 @@ def unet(name: str = "stem4", seed: int = 0) -> UNet:
 
 def exporter(folder: Path, name: str = "stem4") -> Exporter:
     """An exporter of :func:`unet` whose bodies are made already."""
-    made = Exporter(unet(name), "0" * 64, folder)
+    bodies = folder / "bodies"
+    bodies.mkdir(exist_ok=True)
     for layout in get_args(Layout):
-        made.bodies[layout] = body(name, layout)
-    return made
+        onnx.save(body(name, layout), bodies / f"body-{layout}.onnx")
+    return Exporter(unet(name), "0" * 64, folder, bodies)
 
 
 @cache

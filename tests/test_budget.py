@@ -4,13 +4,15 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.budget import Sensitivity, Trial, fastest, quantize, return_order
+from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.coverage import int8_share
-from deblur_deploy.pipeline.quantize import Int8Config, layers
+from deblur_deploy.pipeline.quantize import layers
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.providers import find
 from tests import small
@@ -89,7 +91,7 @@ def test_an_operation_without_an_int8_kernel_stays_float_and_is_named(tmp_path, 
     for layout in ("rows", "planes"):
         stranger = type(body("stem4", layout)).FromString(body("stem4", layout).SerializeToString())
         next(node for node in stranger.graph.node if node.op_type == "Relu").op_type = "Softplus"
-        exporter.bodies[layout] = stranger
+        onnx.save(stranger, exporter.bodies / f"body-{layout}.onnx")
     artifacts, found = quantize(exporter, exporter.fp32(), PHOTOS, pairs, replace_struct(HOW, sensitivity_crops=0))
     assert found.float_ops == {"rows": ["Softplus"], "planes": ["Softplus"]}
     with DeblurEngine(artifacts[0].path, provider="cpu") as engine:

@@ -8,14 +8,23 @@ import pytest
 from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline import verify as verify_module
-from deblur_deploy.pipeline.budget import quantize
-from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.quantize import Int8Config
-from deblur_deploy.pipeline.verify import VerifyConfig, check_half_precision, compare_with_torch, usable, verify
+from deblur_deploy.pipeline.artifact import Run
+from deblur_deploy.pipeline.config import VerifyConfig
+from deblur_deploy.pipeline.verify import (
+    check_drop,
+    check_loss,
+    compare_with_torch,
+    mark_slower,
+    measure,
+    peak_activation,
+    restore,
+    time_on,
+)
 from deblur_deploy.runtime.engine import DeblurEngine
 from tests import small
 from tests.photos import photo
 from tests.small import RECIPE, unet
+from tests.test_quantize import quantized
 
 PAIRS = [Pair(name=str(seed), blurred=photo(seed), sharp=photo(seed)) for seed in range(2)]
 
@@ -31,19 +40,20 @@ def fp32(exporter):
 
 
 def test_an_honest_export_passes_with_every_figure(exporter, fp32):
-    int8, _ = quantize(exporter, fp32, {"a": photo(0, 80, 80)}, PAIRS, RECIPE.int8)
-    results = verify([fp32, exporter.floats(), int8[0]], PAIRS, RECIPE.verify, RECIPE.int8, ["cpu"])
-    assert [result.artifact.name for result in results] == ["fp32", "float", "int8"]
+    artifacts = [fp32, exporter.floats(), exporter.int8(quantized("stem4", "rows"), "rows")]
+    baseline = restore(fp32, PAIRS)
+    results = [measure(artifact, fp32, PAIRS, baseline) for artifact in artifacts]
     assert results[0].drop_db == 0
     for result in results:
+        check_drop(result, RECIPE)
         assert result.size_bytes == result.artifact.path.stat().st_size
-        assert [(run.provider, run.median_ms > 0) for run in result.runs] == [("cpu", True)]
-        assert result.runs[0].drop_db == result.drop_db
-        assert result.slower_than_fp32_on == (
-            ["cpu"] if result is not results[1] and result.runs[0].median_ms > results[0].runs[0].median_ms else []
-        )
-    assert [result.runs[0].int8_macs for result in results] == [0, 0, 1]
     assert results[2].db_to_fp32 < results[1].db_to_fp32
+    runs = time_on("cpu", artifacts, photo(0), PAIRS, 1)
+    assert [(run.provider, run.arithmetic, run.median_ms > 0, run.int8_macs) for run in runs] == [
+        ("cpu", "fp32", True, 0),
+        ("cpu", "fp32", True, 0),
+        ("cpu", "int8", True, 1),
+    ]
 
 
 def test_other_weights_than_the_checkpoint_are_found(fp32):
@@ -65,13 +75,13 @@ def test_a_variant_that_lost_too_much_is_named(fp32, tmp_path):
             value.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(value) + 0.1, value.name))
     onnx.save(model, tmp_path / "int8.onnx")
     broken = replace(fp32, name="int8", path=tmp_path / "int8.onnx", precision="int8")
-    with pytest.raises(VerificationError, match=r"int8 loses .* dB on average against fp32"):
-        verify([fp32, broken], PAIRS, RECIPE.verify, RECIPE.int8, ["cpu"])
+    with pytest.raises(VerificationError, match=r"int8 loses .* dB on average against fp32 on cpu"):
+        check_drop(measure(broken, fp32, PAIRS, restore(fp32, PAIRS)), RECIPE)
 
 
 def test_a_provider_that_cannot_run_a_variant_is_named(fp32):
     with pytest.raises(VerificationError, match="fp32 does not run on cuda"):
-        verify([fp32], PAIRS, RECIPE.verify, RECIPE.int8, ["cuda"])
+        time_on("cuda", [fp32], photo(0), PAIRS, 1)
 
 
 def test_a_provider_with_another_result_than_the_cpu_is_found_though_it_be_the_only_one(fp32, monkeypatch):
@@ -85,13 +95,7 @@ def test_a_provider_with_another_result_than_the_cpu_is_found_though_it_be_the_o
 
     monkeypatch.setattr(verify_module, "DeblurEngine", Wrong)
     with pytest.raises(VerificationError, match=r"fp32 on openvino is .* dB from its result on the CPU"):
-        verify([fp32], PAIRS, RECIPE.verify, RECIPE.int8, ["openvino"])
-
-
-def test_a_provider_that_was_not_asked_for_is_left_out(fp32):
-    said = []
-    assert usable(fp32, ["cpu", "cuda"], said.append) == ["cpu"]
-    assert said[0].startswith("cuda is left out: ")
+        time_on("openvino", [fp32], photo(0), PAIRS, 1)
 
 
 @pytest.mark.parametrize(
@@ -102,29 +106,60 @@ def test_config_names_field_value_and_range(field, value):
         VerifyConfig(**{field: value})
 
 
-def test_half_precision_holds_on_images_that_photographs_are_not(exporter, fp32):
-    check_half_precision(fp32, exporter.fp16(), 60)
+@pytest.fixture(scope="module")
+def fp16(exporter, fp32):
+    return measure(exporter.fp16(), fp32, PAIRS, restore(fp32, PAIRS))
 
 
-def test_weights_that_overflow_half_precision_are_found(fp32, exporter, tmp_path):
+def test_half_precision_holds_on_images_that_photographs_are_not(fp16):
+    check_drop(fp16, RECIPE)
+    assert fp16.extremes_db.keys() == {"black", "white", "random", "checkerboard"}
+    assert min(fp16.db_to_fp32, *fp16.extremes_db.values()) >= 60
+    assert 1 <= fp16.peak_activation < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"peak_activation": 70000.0}, "fp16 overflows: an activation reaches 7e\\+04"),
+        ({"peak_activation": float("inf")}, "an activation reaches inf"),
+        ({"extremes_db": {"white": 59.0}}, "fp16 is 59.0 dB from fp32 on white; 60 dB is required"),
+        ({"db_to_fp32": 30.0}, "30.0 dB from fp32 on the pairs"),
+    ],
+)
+def test_half_precision_that_does_not_hold_is_refused(fp16, change, says):
+    with pytest.raises(VerificationError, match=says):
+        check_drop(replace(fp16, **change), RECIPE)
+
+
+def test_weights_that_overflow_half_precision_are_found_though_the_cpu_computes_in_single(fp32, tmp_path):
     model = onnx.load(fp32.path)
     for value in model.graph.initializer:
         if value.name in ("encoder.0.0.weight", "encoder.0.2.weight"):
             value.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(value) * 3000, value.name))
     onnx.save(model, tmp_path / "fp32.onnx")
-    with pytest.raises(VerificationError, match=r"fp16 cannot hold activation \S+, which reaches .* on a white image"):
-        check_half_precision(replace(fp32, path=tmp_path / "fp32.onnx"), exporter.fp16(), 60)
+    assert peak_activation(replace(fp32, path=tmp_path / "fp32.onnx"), [photo(0)]) > 65504
 
 
-def test_half_precision_that_is_another_network_is_found(fp32, tmp_path):
-    other = Exporter(unet(seed=1), "0" * 64, tmp_path).fp16()
-    with pytest.raises(VerificationError, match=r"fp16 is .* dB from fp32 on a \w+ image"):
-        check_half_precision(fp32, other, 60)
+def test_int8_is_held_to_its_budget_on_every_provider_and_on_every_image(fp16):
+    int8 = replace(fp16.artifact, name="int8", precision="int8")
+    check_loss(int8, 3, 3, "openvino", RECIPE)
+    with pytest.raises(VerificationError, match=r"int8 loses 3.100 dB on average against fp32 on openvino, 3.* dB is"):
+        check_loss(int8, 3.1, 3, "openvino", RECIPE)
+    with pytest.raises(VerificationError, match=r"int8 loses 4\.000 dB on one image against fp32 on openvino"):
+        check_loss(int8, 0, 4, "openvino", RECIPE)
+    with pytest.raises(VerificationError, match="loses nan dB"):
+        check_loss(int8, float("nan"), 0, "cpu", RECIPE)
 
 
-def test_one_image_that_loses_too_much_is_found(exporter, fp32):
-    tight = Int8Config(max_drop_db=100, max_image_drop_db=0)
-    lossy = [replace(pair, sharp=DeblurEngine(fp32.path, provider="cpu")(pair.blurred)) for pair in PAIRS]
-    int8, _ = quantize(exporter, fp32, {"a": photo(0, 80, 80)}, PAIRS, RECIPE.int8)
-    with pytest.raises(VerificationError, match="dB on one image against fp32 on cpu, 0 dB is allowed"):
-        verify([fp32, int8[0]], lossy, RECIPE.verify, tight, ["cpu"])
+def test_a_variant_slower_than_fp32_is_marked_on_that_provider_only(fp32, fp16):
+    def timed(artifact, **milliseconds):
+        runs = [
+            Run(provider=name, device="", arithmetic="", median_ms=value, p95_ms=value)
+            for name, value in milliseconds.items()
+        ]
+        return replace(fp16, artifact=artifact, runs=runs, slower_than_fp32_on=[])
+
+    results = [timed(fp32, cpu=10, cuda=5), timed(fp16.artifact, cpu=12, cuda=3)]
+    mark_slower(results)
+    assert [result.row()["slower_than_fp32_on"] for result in results] == [[], ["cpu"]]

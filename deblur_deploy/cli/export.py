@@ -33,6 +33,8 @@ class Arguments:
     """Folder of the bundle."""
     force: bool = False
     """Replace the folder if it exists; it is replaced only when everything is done."""
+    cache: bool = True
+    """Take what was made before from the cache ($DEBLUR_CACHE, or the user's own), and keep there what is made now."""
     json: bool = False
     """Print the result as JSON on standard output."""
     recipe_file: Annotated[Path | None, tyro.conf.arg(name="recipe-file")] = None
@@ -65,6 +67,7 @@ def run(arguments: Arguments) -> int:
             recipe,
             arguments.out,
             force=arguments.force,
+            cached=arguments.cache,
             on_progress=on_progress,
         )
     if arguments.json:
@@ -79,7 +82,9 @@ def run(arguments: Arguments) -> int:
 
 def table(results: Sequence[Measured], size: str) -> Table:
     """One row a variant: size, quality, and latency with what really ran."""
-    grid = Table(title=f"Latency: median at {size}, from image array to image array")
+    old = [f"{run_.provider} was timed on {run_.measured}" for run_ in results[0].runs if run_.cached]
+    caption = f"From the cache: {', '.join(old)}; --no-cache times again" if old else None
+    grid = Table(title=f"Latency: median at {size}, from image array to image array", caption=caption)
     grid.add_column("variant")
     for heading in ("MB", "PSNR blurry -> restored, dB", "to fp32, dB"):
         grid.add_column(heading, justify="right")

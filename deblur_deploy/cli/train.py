@@ -28,7 +28,7 @@ from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.config import Stage, TrainConfig
 from deblur_deploy.training.discovery import Found, find_sources, inspect
 from deblur_deploy.training.figures import as_pairs, before_after, learning_curve, preview
-from deblur_deploy.training.sources import ImageCache, Pairs
+from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs
 from deblur_deploy.training.train import Trainer, make_accelerator
 from deblur_deploy.training.unet import PRESETS, Preset, UNet, parameter_count
 from deblur_deploy.training.validation import PairSets, TorchRestorer
@@ -49,6 +49,8 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Folder of the run: checkpoints, state, log.csv, figures."""
     frames: tuple[str, ...] = ()
     """Folders of consecutive frames (200 a second or more), or videos; an odd number of them averages to one blur."""
+    frames_window: tuple[int, int] = WINDOW
+    """Fewest and most frames that average to one blur."""
     val: tuple[Path, ...] = ()
     """Pairs to validate on, in the same layouts."""
     preset: Preset = "hd"
@@ -73,6 +75,8 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if self.resume and self.force:
             raise ValueError("resume is given with force; allowed: one of the two")
+        if not 3 <= self.frames_window[0] <= self.frames_window[1]:
+            raise ValueError(f"frames_window is {self.frames_window}; allowed: (fewest, most) with 3 <= fewest <= most")
         if self.preview < 0 or self.cache_gb < 0:
             raise ValueError("preview or cache_gb is negative; allowed: 0 or more")
 
@@ -106,7 +110,9 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     accelerator.wait_for_everyone()
     cache = ImageCache(int(command.cache_gb * 2**30) // (max(config.workers, 1) * accelerator.num_processes))
     with accelerator.main_process_first():
-        found = find_sources(command.inputs, command.frames, frames_folder=out / "frames", cache=cache)
+        found = find_sources(
+            command.inputs, command.frames, frames_folder=out / "frames", cache=cache, window=command.frames_window
+        )
     batches = Batches(
         [pair for item in found for pair in item.weighted()],
         command.blur,
@@ -202,7 +208,8 @@ def _identity(found: Sequence[Found], batches: Batches) -> str:
     """Names everything that decides which samples a step sees, wherever the folders lie."""
     files = [[path.name for path in source.files()] for item in found for source in item.sources]
     kernels = [kernel.tobytes() for kernel in batches.kernels or []]
-    content = msgspec.json.encode([batches.blur, batches.shares.tolist(), files, kernels])
+    windows = [source.window for source in batches.sources if isinstance(source, Frames)]
+    content = msgspec.json.encode([batches.blur, batches.shares.tolist(), files, kernels, windows])
     return hashlib.sha256(content).hexdigest()
 
 

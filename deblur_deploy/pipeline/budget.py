@@ -21,14 +21,16 @@ from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.quality import Pair, psnr
 from deblur_deploy.pipeline.artifact import Artifact
-from deblur_deploy.pipeline.calibrate import Audit, Method, clipped_shares, cut_tiles, find_ranges, make_audit
+from deblur_deploy.pipeline.calibrate import Audit, clipped_shares, cut_tiles, find_ranges, make_audit
+from deblur_deploy.pipeline.config import Int8Config, Layout, Method
 from deblur_deploy.pipeline.coverage import kernels_of, macs_of
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.graph import Layout
 from deblur_deploy.pipeline.probe import int8_ops
-from deblur_deploy.pipeline.quantize import Int8Config, layers, quantize_body, quantize_with_nncf
+from deblur_deploy.pipeline.quantize import layers, quantize_body, quantize_with_nncf
+from deblur_deploy.pipeline.stages import Progress
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
+from deblur_deploy.training.checkpoint import load_checkpoint
 
 _LAYOUTS: tuple[Layout, ...] = ("rows", "planes")
 _NNCF = "nncf"
@@ -131,13 +133,28 @@ class _Bench:
         return [fp32 - value for fp32, value in zip(self.psnr, found, strict=True)]
 
 
+def quantize_variants(
+    checkpoint: Path,
+    fp32: Artifact,
+    folder: Path,
+    photos: Mapping[str, Image],
+    pairs: Sequence[Pair],
+    how: Int8Config,
+    on_progress: Progress,
+) -> dict[str, Any]:
+    """The stage that writes the int8 variants to ``folder``, from the bodies that lie beside ``fp32``."""
+    exporter = Exporter(load_checkpoint(checkpoint), fp32.parent_sha256, folder, fp32.path.parent)
+    artifacts, found = quantize(exporter, fp32, photos, pairs, how, on_progress)
+    return {"artifacts": [artifact.about() for artifact in artifacts], "int8": found.row()}
+
+
 def quantize(
     exporter: Exporter,
     fp32: Artifact,
     photos: Mapping[str, Image],
     pairs: Sequence[Pair],
     how: Int8Config,
-    on_progress: Callable[[str], None] = lambda _: None,
+    on_progress: Progress = lambda _: None,
 ) -> tuple[list[Artifact], Quantization]:
     """The int8 variants (``rows``, then ``planes``) that keep the budget of ``how``, and how they were found.
 

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,10 +23,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
 from deblur_deploy.errors import InputError
+from deblur_deploy.pipeline.config import Method
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
 from deblur_deploy.runtime.media import Image
-
-Method = Literal["minmax", "moving_average", "percentile", "entropy"]
 
 _CALIBRATORS: dict[Method, tuple[CalibrationMethod, dict[str, bool]]] = {
     "minmax": (CalibrationMethod.MinMax, {}),

@@ -1,9 +1,11 @@
-"""The stage from a checkpoint to ``.onnx`` files that keep the contract."""
+"""The stages from a checkpoint to ``.onnx`` files that keep the contract."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
+import msgspec
 import onnx
 from onnx import ModelProto
 
@@ -11,16 +13,35 @@ from deblur_deploy import __version__
 from deblur_deploy.contract import Io, ModelContract, Precision
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.artifact import Artifact
-from deblur_deploy.pipeline.graph import Layout, assemble, export_body, in_half_precision
-from deblur_deploy.training.unet import UNet
+from deblur_deploy.pipeline.config import Layout
+from deblur_deploy.pipeline.graph import assemble, export_body, in_half_precision
+from deblur_deploy.training.checkpoint import load_checkpoint
+from deblur_deploy.training.unet import UNet, parameter_count
+
+
+def export_variants(checkpoint: Path, parent_sha256: str, folder: Path) -> dict[str, Any]:
+    """The stage that writes every variant in floating point, and the bodies from which int8 is made."""
+    unet = load_checkpoint(checkpoint)
+    exporter = Exporter(unet, parent_sha256, folder)
+    artifacts = [exporter.fp32(), exporter.fp16(), exporter.floats()]
+    exporter.save_bodies()
+    return {
+        "artifacts": [artifact.about() for artifact in artifacts],
+        "network": msgspec.to_builtins(unet.config),
+        "parameters": parameter_count(unet),
+        "macs_per_pixel": unet.config.macs_per_pixel,
+    }
 
 
 class Exporter:
-    """Writes the variants of one network into one folder; the body in each layout is exported only once."""
+    """Writes the variants of one network into one folder; the body in each layout is exported only once.
 
-    def __init__(self, unet: UNet, parent_sha256: str, folder: Path) -> None:
-        self.unet, self.parent, self.folder = unet, parent_sha256, folder
-        self.bodies: dict[Layout, ModelProto] = {}
+    ``bodies`` is a folder in which :meth:`save_bodies` has left them, or None.
+    """
+
+    def __init__(self, unet: UNet, parent_sha256: str, folder: Path, bodies: Path | None = None) -> None:
+        self.unet, self.parent, self.folder, self.bodies = unet, parent_sha256, folder, bodies
+        self._bodies: dict[Layout, ModelProto] = {}
 
     def fp32(self) -> Artifact:
         """uint8 images, fp32 arithmetic: what every other variant is compared with."""
@@ -37,15 +58,21 @@ class Exporter:
     def int8(self, body: ModelProto, layout: Layout, folder: Path | None = None) -> Artifact:
         """uint8 images around a quantized ``body``; ``rows`` for ONNX Runtime's own CPU kernels.
 
-        ``folder`` is another than the bundle's, for a trial.
+        ``folder`` is another than the exporter's, for a trial.
         """
         return self._save("int8" if layout == "rows" else f"int8-{layout}", body, "int8", "uint8", layout, folder)
 
     def body(self, layout: Layout) -> ModelProto:
         """The fp32 body, between the rearrangements of ``layout``."""
-        if layout not in self.bodies:
-            self.bodies[layout] = export_body(self.unet, layout)
-        return self.bodies[layout]
+        if layout not in self._bodies:
+            saved = self.bodies and onnx.load(self.bodies / f"body-{layout}.onnx")
+            self._bodies[layout] = saved or export_body(self.unet, layout)
+        return self._bodies[layout]
+
+    def save_bodies(self) -> None:
+        """Leave the body of every layout in the folder, for stages that quantize it."""
+        for layout in get_args(Layout):
+            onnx.save(self.body(layout), self.folder / f"body-{layout}.onnx")
 
     def _save(
         self, name: str, body: ModelProto, precision: Precision, io: Io, layout: Layout, folder: Path | None = None

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -29,9 +28,8 @@ from onnx import ModelProto, numpy_helper, parser
 from torch import Tensor, nn
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, Io
+from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.training.unet import UNet, UNetConfig
-
-Layout = Literal["planes", "rows"]
 
 OPSET, IR_VERSION = 18, 10
 BLOCKS, CORRECTION = "blocks", "correction"

@@ -10,9 +10,7 @@ import copy
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
-import msgspec
 import numpy as np
 from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization import QuantType
@@ -20,41 +18,9 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.calibrate import Method, redirected, to_blocks
+from deblur_deploy.pipeline.calibrate import redirected, to_blocks
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
 from deblur_deploy.runtime.media import Image
-
-
-class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to quantize, and what int8 may cost."""
-
-    max_drop_db: float = 0.02
-    """PSNR that int8 may lose against fp32, mean over the pairs; layers go back to float until it is kept."""
-    max_image_drop_db: float = 0.1
-    """PSNR that int8 may lose against fp32 on any single one of the pairs."""
-    min_macs: float = 0.5
-    """Share of the multiplications that must stay in int8; if the budget cannot be kept so, the export fails."""
-    method: Method = "minmax"
-    """How activation ranges are found on the calibration photographs; what is tried first."""
-    search: Literal["one", "first", "all"] = "first"
-    """Try only this method; others until one keeps the budget; or measure all and keep the best."""
-    nncf: bool = False
-    """Let NNCF's quantizer, if it is installed, compete too."""
-    tiles: int = 16
-    """Calibration tiles, spread over the photographs."""
-    tile_px: int = 256
-    """Height and width of a tile; less where the photographs allow no more."""
-    sensitivity_crops: int = 4
-    """Crops of the pairs on which each layer's own loss is measured; 0 leaves that out of the report."""
-
-    def __post_init__(self) -> None:
-        for name, most in (("max_drop_db", 100), ("max_image_drop_db", 100), ("min_macs", 1)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {most}")
-        for name, lowest in (("tiles", 1), ("tile_px", 16), ("sensitivity_crops", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {lowest} or more")
-
 
 _BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.files import existing
-from deblur_deploy.pipeline.quantize import Int8Config
-from deblur_deploy.pipeline.verify import VerifyConfig
+from deblur_deploy.pipeline.config import Int8Config, VerifyConfig
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,7 +39,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         recipe = msgspec.toml.decode(existing(path, kind="file").read_bytes(), type=Recipe, dec_hook=_to_path)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {_explained(str(error))}") from None
     folders = {name: path.parent / folder for name in ("pairs", "calibration") if (folder := getattr(recipe, name))}
     return msgspec.structs.replace(recipe, **folders)
 
@@ -51,5 +53,42 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     path.write_bytes(msgspec.toml.encode({key: value for key, value in values.items() if value is not None}))
 
 
-def _to_path(kind: type, value: str) -> object:
+def _to_path(kind: type, value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
     return kind(value)
+
+
+def _explained(message: str) -> str:
+    """msgspec's ``message``, with the path down to the key itself and with what is allowed there."""
+    what, _, place = message.partition(" - at `$")
+    keys = re.findall(r"\.(\w+)", place)
+    holder, kind = Recipe, Recipe
+    for key in keys:
+        holder, kind = kind, _struct(get_type_hints(kind)[key])
+    if unknown := re.search(r"unknown field `(.*)`", what):
+        return f"no key is called `{'.'.join(['$', *keys, unknown[1]])}`; allowed: {', '.join(kind.__struct_fields__)}"
+    named = what.partition(" ")[0]
+    if kind is not None and named in kind.__struct_fields__:  # by its __post_init__
+        return f"{what} - at `{'.'.join(['$', *keys, named])}`"
+    allowed = _allowed(holder, keys[-1]) if keys else ""
+    return message + (f"; {allowed}" if allowed else "")
+
+
+def _struct(hint: Any) -> Any:
+    """The struct that a field holds, or None."""
+    kinds = (hint, *get_args(hint))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)), None)
+
+
+def _allowed(config: type[msgspec.Struct], name: str) -> str:
+    """The values that a field takes, if they are listed or bounded: a config names the bounds when they are crossed."""
+    hint = get_type_hints(config)[name]
+    if get_origin(hint) is Literal:
+        return f"allowed: {', '.join(get_args(hint))}"
+    try:
+        config(**{name: -math.inf})
+    except (ValueError, TypeError) as error:
+        _, found, bounds = str(error).partition("allowed: ")
+        return found + bounds
+    return ""

@@ -21,7 +21,7 @@ from deblur_deploy.errors import InputError, MissingExtraError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs, holds_pairs
 from deblur_deploy.files import writing_folder
 from deblur_deploy.runtime.media import IMAGE_SUFFIXES, list_images
-from deblur_deploy.training.sources import Frames, ImageCache, Pairs, Photos, Source
+from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs, Photos, Source
 
 Kind = Literal["photos", "pairs", "frames"]
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
@@ -47,12 +47,17 @@ class Found:
 
 
 def find_sources(
-    inputs: Sequence[str], frames: Sequence[str], *, frames_folder: Path, cache: ImageCache | None = None
+    inputs: Sequence[str],
+    frames: Sequence[str],
+    *,
+    frames_folder: Path,
+    cache: ImageCache | None = None,
+    window: tuple[int, int] = WINDOW,
 ) -> list[Found]:
     """What ``inputs`` (kind detected) and ``frames`` (consecutive frames, video) hold; each ``PATH`` or ``PATH=SHARE``.
 
     Inputs without a share divide equally what the others leave of 1.  Videos are unpacked into ``frames_folder``,
-    once.  Raises MissingFileError or InputError that names what is not there or not usable.
+    once.  ``window``: fewest and most frames that are averaged.  Raises MissingFileError or InputError that names what is not there or not usable.
     """
     texts = [*inputs, *frames]
     if not texts:
@@ -70,7 +75,7 @@ def find_sources(
             sources = (Photos(_photographs(path), cache),)
         else:
             sequences, note = _sequences(path, frames_folder)
-            sources = tuple(Frames(sequence, cache) for sequence in sequences)
+            sources = tuple(Frames(sequence, cache, window) for sequence in sequences)
         found.append(Found(path=path, kind=kind, share=share, sources=sources, note=note))
     return found
 
