@@ -25,7 +25,8 @@ from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM
 from deblur_deploy.pipeline.quantize import layer_name
 from deblur_deploy.runtime.providers import Provider
 
-_SIDE = 64
+_SIDE = 96
+"""Of the image that files are run on: without padding for most networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def macs_of(path: Path) -> dict[str, float]:
 
 def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kernel]:
     """What ONNX Runtime's CPU provider runs for every convolution of a file, by layer."""
-    layers = _constants(path)
+    layers = _marks(path)
     with tempfile.TemporaryDirectory(prefix="deblur-kernels-") as folder:
         optimized = Path(folder, "optimized.onnx")
         events = _profile(path, Path(folder), optimized=optimized, side_px=side_px, runs=runs)
@@ -74,7 +75,9 @@ def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kerne
         times.setdefault(name, []).append(args["ms"])
     found = {}
     for node in graph.node:
-        layer = next((layers[value] for value in node.input if value in layers), None)
+        # A float kernel that blocks channels has other constants, and is called after what it gives.
+        marks = (*node.input[1:], node.name.removesuffix("_nchwc"))
+        layer = next((layers[mark] for mark in marks if mark in layers), None)
         if "Conv" in node.op_type and layer is not None:
             found[layer] = Kernel(op=node.op_type, ms=median(times[node.name][len(times[node.name]) > 1 :]))
     return found
@@ -138,9 +141,14 @@ def _nodes(path: Path) -> dict[str, str]:
     return {node.name: layer_name(names[0]) for node, names in _convolutions(path)}
 
 
-def _constants(path: Path) -> dict[str, str]:
-    """Layers by every constant that belongs to them: what survives of them in an optimized graph."""
-    return {name: layer_name(names[0]) for _, names in _convolutions(path) for name in names}
+def _marks(path: Path) -> dict[str, str]:
+    """Layers by what survives of them in an optimized graph: their constants, or the name of what they give."""
+    found, activations = {}, {node.input[0]: node for node in onnx.load(path).graph.node if node.op_type == "Relu"}
+    for node, names in _convolutions(path):
+        given = node.output[0]
+        for mark in (*names, given, *(activations[given].output if given in activations else ())):
+            found[mark] = layer_name(names[0])
+    return found
 
 
 def _profile(

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -72,7 +72,27 @@ def quantize_body(
         quantizer.quantize_model()
     quantizer.model.topological_sort()
     result: ModelProto = quantizer.model.model
+    _shield(result, {nodes[name] for name in in_float})
     return result
+
+
+def _shield(model: ModelProto, names: Collection[str]) -> None:
+    """Keep the convolutions called ``names`` in float.
+
+    ONNX Runtime quantizes the weights of a convolution that it finds between DequantizeLinear and QuantizeLinear by
+    itself (1.32).  The maximum of one value is that value, and stands between.
+    """
+    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    kept = []
+    for node in model.graph.node:
+        if node.name in names and node.input[0] in dequantized:
+            shield = f"{node.name}_float_input"
+            kept.append(helper.make_node("Max", [node.input[0]], [shield], name=shield))
+            node.input[0] = shield
+        kept.append(node)
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def quantize_with_nncf(body: ModelProto, tiles: Sequence[Image], stem: int) -> ModelProto:
