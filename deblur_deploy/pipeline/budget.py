@@ -23,13 +23,14 @@ from deblur_deploy.evaluation.quality import Pair, psnr
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.calibrate import Audit, clipped_shares, cut_tiles, find_ranges, make_audit
 from deblur_deploy.pipeline.config import Int8Config, Layout, Method
-from deblur_deploy.pipeline.coverage import kernels_of, macs_of
+from deblur_deploy.pipeline.coverage import int8_share, kernels_of, macs_of
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.probe import int8_ops
 from deblur_deploy.pipeline.quantize import layers, quantize_body, quantize_with_nncf
 from deblur_deploy.pipeline.stages import Progress
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
+from deblur_deploy.runtime.providers import find
 from deblur_deploy.training.checkpoint import load_checkpoint
 
 _LAYOUTS: tuple[Layout, ...] = ("rows", "planes")
@@ -40,13 +41,13 @@ _TIMED = (640, 360)
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One way to quantize, measured on the pairs, in both layouts on the CPU provider: the worse of the two."""
+    """One way to quantize, measured on the CPU provider in both layouts: of each pair, the worse of the two."""
 
     method: str
     in_float: tuple[str, ...]
     """Layers that stay float."""
     macs: float
-    """Share of the multiplications in int8."""
+    """Share of the multiplications that really ran in int8."""
     drop_db: float
     worst_drop_db: float
     worst_image: str
@@ -172,22 +173,21 @@ def quantize(
 
         def attempt(method: str, in_float: tuple[str, ...] = ()) -> Trial:
             on_progress(f"int8 by {method}" + (f", {len(in_float)} layers in float" if in_float else ""))
-            worst: Trial | None = None
+            losses, shares = [], []
             for layout in _LAYOUTS:
                 path = exporter.int8(quantizer.body(method, layout, in_float), layout, folder).path
                 path = path.replace(path.with_stem(f"{path.stem}-{method}-{len(in_float)}"))
-                drops = bench.drops(path)
-                trial = Trial(
-                    method=method,
-                    in_float=in_float,
-                    macs=1 - sum(macs[layer] for layer in in_float),
-                    drop_db=float(np.mean(drops)),
-                    worst_drop_db=max(drops),
-                    worst_image=pairs[int(np.argmax(drops))].name,
-                )
-                worst = trial if worst is None or trial.drop_db > worst.drop_db else worst
-            assert worst is not None
-            return worst
+                losses.append(bench.drops(path))
+                shares.append(int8_share(path, find("cpu"), counts) or 0.0)
+            drops = np.max(losses, axis=0)
+            return Trial(
+                method=method,
+                in_float=in_float,
+                macs=min(shares),
+                drop_db=float(drops.mean()),
+                worst_drop_db=float(drops.max()),
+                worst_image=pairs[int(drops.argmax())].name,
+            )
 
         trials = []
         for method in _order(how):

@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from deblur_deploy.pipeline.graph import BLOCKS
 
 _SIDE = 16
-"""Height and width of the body's input in the probe; a multiple of what any network's levels need is not required."""
+"""Height and width of the input that a body is tried with, in blocks: enough for five levels."""
 
 
 def int8_ops(body: ModelProto, side: int = _SIDE) -> dict[str, bool]:
