@@ -62,7 +62,7 @@ def run(options: Quantization) -> int:
         found, failed = readable_pairs(folder)
         notes += failed
         sets[folder.name] = [_crop(pair) for pair in (found[:2] if options.quick else found)]
-    size = (640, 360) if options.quick else (1280, 720)
+    size = (640, 352) if options.quick else (1280, 720)  # which no network here would have to pad
     plan = Plan(sizes=(size,), budget_s=options.budget_s / (12 if options.quick else 1))
     rows: list[Row] = []
     quality: dict[str, Any] = {}
