@@ -28,6 +28,7 @@ from deblur_deploy.evaluation.sets import measure
 from deblur_deploy.files import existing, sha256
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.photos import builtin_calibration
+from deblur_deploy.pipeline.quantizer import plain_int8
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.media import Image
@@ -128,7 +129,11 @@ def _network(name: str, options: Peers, folder: Path, notes: list[str], on_progr
         name = checkpoint.stem
     exporter = Exporter(load_checkpoint(checkpoint), sha256(checkpoint), folder)
     photos, how = builtin_calibration(), Recipe().int8
-    files = [exporter.fp32(), exporter.fp16(), *(exporter.int8(photos, how, layout) for layout in ("rows", "planes"))]
+    files = [
+        exporter.fp32(),
+        exporter.fp16(),
+        *(plain_int8(exporter, photos, how, layout) for layout in ("rows", "planes")),
+    ]
     providers = present(PROVIDERS, notes)
     entries = [entry for made in files for entry in entries_of(made.path, providers, threads=options.threads)]
     ours = sorted((replace(entry, model=name) for entry in entries), key=lambda entry: providers.index(entry.provider))

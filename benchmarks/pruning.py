@@ -33,6 +33,7 @@ from deblur_deploy.pipeline.fit import int8_layout
 from deblur_deploy.pipeline.photos import builtin_calibration, builtin_pairs
 from deblur_deploy.pipeline.prune import Sizes, network_of, plan_for, sensitivity
 from deblur_deploy.pipeline.prune_config import Importance, PruneConfig, RecoverConfig
+from deblur_deploy.pipeline.quantizer import plain_int8
 from deblur_deploy.pipeline.recover import batches_for, recover, samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
@@ -219,7 +220,7 @@ def _deployed(
             on_progress(f"int8 at {share:.0%} on {provider}")
             path = Path(folder, str(share))
             path.mkdir()
-            file = Exporter(net, "0" * 64, path).int8(photos, Int8Config(), int8_layout(provider)).path
+            file = plain_int8(Exporter(net, "0" * 64, path), photos, Int8Config(), int8_layout(provider)).path
             engines[share] = DeblurEngine(file, provider=provider, threads=options.threads)
         calls = {str(share): lambda engine=engine: engine(photo) for share, engine in engines.items()}
         timings = take_turns(calls, rounds=3 if options.quick else options.rounds)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
+from typing import get_args
 
+import onnx
 import torch
 from onnx import ModelProto
 
 from deblur_deploy.pipeline.config import Int8Config, Layout, VerifyConfig
+from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.graph import export_body
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.training.unet import UNet, UNetConfig
@@ -21,8 +25,8 @@ CONFIGS = {
 
 RECIPE = Recipe(
     name="small",
-    int8=Int8Config(tiles=2, tile_px=64),
-    verify=VerifyConfig(width_px=64, height_px=48, rounds=1, random_sizes=2, int8_max_drop_db=3, fp16_max_drop_db=1),
+    int8=Int8Config(tiles=2, tile_px=64, max_drop_db=3, max_image_drop_db=3, sensitivity_crops=1),
+    verify=VerifyConfig(width_px=64, height_px=48, rounds=1, random_sizes=2, fp16_max_drop_db=1),
 )
 
 
@@ -33,6 +37,15 @@ def unet(name: str = "stem4", seed: int = 0) -> UNet:
     torch.nn.init.normal_(model.head.weight, std=0.02)
     torch.nn.init.normal_(model.head.bias, std=0.02)
     return model
+
+
+def exporter(folder: Path, name: str = "stem4") -> Exporter:
+    """An exporter of :func:`unet` whose bodies are made already."""
+    bodies = folder / "bodies"
+    bodies.mkdir(exist_ok=True)
+    for layout in get_args(Layout):
+        onnx.save(body(name, layout), bodies / f"body-{layout}.onnx")
+    return Exporter(unet(name), "0" * 64, folder, bodies)
 
 
 @cache

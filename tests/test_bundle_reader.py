@@ -85,6 +85,9 @@ def test_choice_obeys_quality_then_speed_then_habit(folder: Path) -> None:
     assert choice(int8={"drop_db": 0.2}) == "fp16"
     assert choice(fp16={"latency_ms": {"cpu": 0.5}}) == "fp16"
     assert choice(fp32={"latency_ms": {}}) == "int8"
+    assert choice(int8={"slower_than_fp32_on": ["cuda"]}) == "int8"
+    assert choice(int8={"slower_than_fp32_on": ["cpu"], "latency_ms": {}}) == "fp16"
+    assert choice("int8", int8={"slower_than_fp32_on": ["cpu"]}) == "int8"
     assert choice("fp32") == "fp32"
     assert choice("bf16") == "fp32"
 

@@ -47,6 +47,12 @@ class Run:
     """Effective precision of the convolutions."""
     median_ms: float
     p95_ms: float
+    int8_macs: float | None = None
+    """Share of the multiplications that ran in int8; None where the provider does not tell."""
+    drop_db: float | None = None
+    """PSNR lost here against fp32 on the CPU, mean over the pairs; None on the CPU, where the variant has it."""
+    worst_drop_db: float | None = None
+    """The most that a single image lost here."""
     measured: str = ""
     """When: ISO 8601, UTC."""
     cached: bool = False
@@ -67,7 +73,13 @@ class Measured:
     """The most that a single image lost."""
     db_to_fp32: float
     """PSNR of this variant's results taken against fp32's, in dB."""
+    extremes_db: dict[str, float] = field(default_factory=dict)
+    """The same on black, white, random and checkered images."""
+    peak_activation: float | None = None
+    """The largest value inside of the network on those images; only asked for fp16, which holds 65504 at most."""
     runs: list[Run] = field(default_factory=list)
+    slower_than_fp32_on: list[str] = field(default_factory=list)
+    """Providers on which fp32 is faster: engines do not choose this variant there by themselves."""
 
     def row(self) -> dict[str, Any]:
         """What ``bundle.json`` and ``deblur-export --json`` say of this variant."""
@@ -86,6 +98,8 @@ class Measured:
             "drop_db": round(self.drop_db, 4),
             "worst_drop_db": round(self.worst_drop_db, 4),
             "db_to_fp32": round(self.db_to_fp32, 2),
+            "extremes_db": {name: round(value, 2) for name, value in self.extremes_db.items()},
             "latency_ms": {run.provider: round(run.median_ms, 2) for run in self.runs},
+            "slower_than_fp32_on": self.slower_than_fp32_on,
             "runs": [asdict(run) for run in self.runs],
         }

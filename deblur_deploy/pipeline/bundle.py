@@ -38,6 +38,7 @@ from deblur_deploy.runtime.providers import candidates, find
 
 _EXPORT, _VERIFY = "deblur_deploy.pipeline.export", "deblur_deploy.pipeline.verify"
 _PHOTOS, _REPORT = "deblur_deploy.pipeline.photos", "deblur_deploy.pipeline.report"
+_BUDGET = "deblur_deploy.pipeline.budget"
 
 
 def build_bundle(
@@ -84,6 +85,8 @@ def build_bundle(
         for provider in providers:
             for result, run in zip(results, build.time(provider, artifacts), strict=False):
                 result.runs.append(run)
+                verify.check_loss(result.artifact, run.drop_db, run.worst_drop_db, run.provider, recipe)
+        verify.mark_slower(results)
         facts = {key: value for key, value in exported.record.items() if key != "artifacts"}
         summary = {
             "name": recipe.name,
@@ -92,6 +95,7 @@ def build_bundle(
             "checkpoint_sha256": parent,
             **facts,
             **compared.record,
+            "int8": quantized.record["int8"],
             "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
             "machine": _machine(),
             "versions": package_versions(),
@@ -125,7 +129,7 @@ class _Build:
     """SHA-256 of the checkpoint."""
     recipe: Recipe
     pairs: Photos[Pair]
-    calibration: Photos[Image]
+    calibration: Photos[tuple[str, Image]]
 
     def artifacts(self, done: Done) -> list[Artifact]:
         """The variants that a stage wrote."""
@@ -147,18 +151,19 @@ class _Build:
 
     def quantize(self, exported: Done) -> Done:
         def make(folder: Path) -> Record:
-            from deblur_deploy.pipeline.export import quantize_variants
+            from deblur_deploy.pipeline.budget import quantize_variants
 
-            photos = self.calibration.images
-            return quantize_variants(self.checkpoint, self.parent, folder, exported.folder, photos, self.recipe.int8)
+            fp32, photos = self.artifacts(exported)[0], dict(self.calibration.images)
+            wish, say = self.recipe.int8, self.stages.on_progress
+            return quantize_variants(self.checkpoint, fp32, folder, photos, self.pairs.images, wish, say)
 
         return self.stages.run(
             "quantize",
             make,
-            code=(_EXPORT, _PHOTOS),
-            inputs={**exported.outputs, "calibration": self.calibration.digest},
+            code=(_BUDGET, _PHOTOS),
+            inputs={**exported.outputs, "calibration": self.calibration.digest, "pairs": self.pairs.digest},
             config=self.recipe.int8,
-            environment=_computing(),
+            environment={**_computing(), **versions("nncf")},
         )
 
     def compare(self, fp32: Artifact) -> Done:
@@ -187,14 +192,14 @@ class _Build:
         def measured(artifact: Artifact) -> Measured:
             done = self.stages.run(
                 f"quality of {artifact.name}",
-                lambda _: to_record(verify.measure(artifact, self.pairs.images, baseline())),
+                lambda _: to_record(verify.measure(artifact, fp32, self.pairs.images, baseline())),
                 code=(_VERIFY, _PHOTOS),
                 inputs={fp32.path.name: fp32.sha256, artifact.path.name: artifact.sha256, "pairs": self.pairs.digest},
                 environment=_computing(),
             )
             result = replace(from_record(done.record, Measured), artifact=artifact)
             # What is allowed decides nothing that is measured: to allow more is no reason to measure again.
-            verify.check_drop(result, self.recipe.verify)
+            verify.check_drop(result, self.recipe)
             return result
 
         return measured
@@ -210,7 +215,8 @@ class _Build:
             if not wish.providers:
                 DeblurEngine(artifacts[0].path, provider=provider).close()  # a GPU build without a GPU fails here
             photo = at_size(self.pairs.images[0].blurred, wish.width_px, wish.height_px)
-            return {"runs": to_record(verify.time_on(provider, artifacts, photo, wish.rounds, self.stages.on_progress))}
+            pairs, say = self.pairs.images, self.stages.on_progress
+            return {"runs": to_record(verify.time_on(provider, artifacts, photo, pairs, wish.rounds, say))}
 
         try:
             done = self.stages.run(
@@ -219,7 +225,7 @@ class _Build:
                 code=(_VERIFY, _PHOTOS),
                 inputs={artifact.path.name: artifact.sha256 for artifact in artifacts} | {"pairs": self.pairs.digest},
                 config=_some(wish, "width_px", "height_px", "rounds"),
-                environment={**package_versions(), **_machine()},
+                environment={**package_versions(), **versions("openvino"), **_machine()},
             )
         except ProviderError as error:
             self.stages.on_progress(f"{provider} is left out: {error}")

@@ -11,21 +11,37 @@ import msgspec
 Layout = Literal["planes", "rows"]
 """How the graph rearranges pixels; see ``pipeline.graph``."""
 
-Method = Literal["minmax", "percentile", "entropy"]
+Method = Literal["minmax", "moving_average", "percentile", "entropy"]
+"""How activation ranges are found."""
 
 
 class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to quantize."""
+    """How to quantize, and what int8 may cost."""
 
+    max_drop_db: float = 0.02
+    """PSNR that int8 may lose against fp32, mean over the pairs; layers go back to float until it is kept."""
+    max_image_drop_db: float = 0.1
+    """PSNR that int8 may lose against fp32 on any single one of the pairs."""
+    min_macs: float = 0.5
+    """Share of the multiplications that must stay in int8; if the budget cannot be kept so, the export fails."""
     method: Method = "minmax"
-    """How activation ranges are found on the calibration photographs."""
+    """How activation ranges are found on the calibration photographs; what is tried first."""
+    search: Literal["one", "first", "all"] = "first"
+    """Try only this method; others until one keeps the budget; or measure all and keep the best."""
+    nncf: bool = False
+    """Let NNCF's quantizer, if it is installed, compete too."""
     tiles: int = 16
     """Calibration tiles, spread over the photographs."""
     tile_px: int = 256
-    """Height and width of a tile; less where the smallest photograph allows no more."""
+    """Height and width of a tile; less where the photographs allow no more."""
+    sensitivity_crops: int = 4
+    """Crops of the pairs on which each layer's own loss is measured; 0 leaves that out of the report."""
 
     def __post_init__(self) -> None:
-        for name, lowest in (("tiles", 1), ("tile_px", 16)):
+        for name, most in (("max_drop_db", 100), ("max_image_drop_db", 100), ("min_macs", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {most}")
+        for name, lowest in (("tiles", 1), ("tile_px", 16), ("sensitivity_crops", 0)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {lowest} or more")
 
@@ -35,8 +51,9 @@ class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     fp16_max_drop_db: float = 0.02
     """PSNR that fp16 may lose against fp32, mean over the pairs."""
-    int8_max_drop_db: float = 0.05
-    """PSNR that int8 may lose against fp32, mean over the pairs."""
+    fp16_min_db: float = 60
+    """PSNR of fp16's results taken against fp32's, at least: on the pairs, and on black, white, random and checkered
+    images, where no activation may grow beyond what fp16 can hold either."""
     max_differing: float = 0.001
     """Share of uint8 values in which fp32 ONNX may differ from torch, by one level."""
     random_sizes: int = 6
@@ -51,7 +68,7 @@ class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Providers to run every variant on; empty means all that are present."""
 
     def __post_init__(self) -> None:
-        for name, most in (("fp16_max_drop_db", 100), ("int8_max_drop_db", 100), ("max_differing", 1)):
+        for name, most in (("fp16_max_drop_db", 100), ("fp16_min_db", 100), ("max_differing", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {most}")
         for name, least, last in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,10 +13,8 @@ from deblur_deploy import __version__
 from deblur_deploy.contract import Io, ModelContract, Precision
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.artifact import Artifact
-from deblur_deploy.pipeline.config import Int8Config, Layout
+from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.graph import assemble, export_body, in_half_precision
-from deblur_deploy.pipeline.quantize import quantize_body
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.unet import UNet, parameter_count
 
@@ -36,15 +33,6 @@ def export_variants(checkpoint: Path, parent_sha256: str, folder: Path) -> dict[
     }
 
 
-def quantize_variants(
-    checkpoint: Path, parent_sha256: str, folder: Path, bodies: Path, photos: Sequence[Image], how: Int8Config
-) -> dict[str, Any]:
-    """The stage that writes the int8 variants, from the ``bodies`` that the one before left."""
-    exporter = Exporter(load_checkpoint(checkpoint), parent_sha256, folder, bodies)
-    artifacts = [exporter.int8(photos, how, "rows"), exporter.int8(photos, how, "planes")]
-    return {"artifacts": [artifact.about() for artifact in artifacts]}
-
-
 class Exporter:
     """Writes the variants of one network into one folder; the body in each layout is exported only once.
 
@@ -57,22 +45,25 @@ class Exporter:
 
     def fp32(self) -> Artifact:
         """uint8 images, fp32 arithmetic: what every other variant is compared with."""
-        return self._save("fp32", self._body("planes"), "fp32", "uint8", "planes")
+        return self._save("fp32", self.body("planes"), "fp32", "uint8", "planes")
 
     def fp16(self) -> Artifact:
         """uint8 images, fp16 arithmetic; scaling, the residual sum and rounding stay fp32."""
-        return self._save("fp16", in_half_precision(self._body("planes")), "fp16", "uint8", "planes")
+        return self._save("fp16", in_half_precision(self.body("planes")), "fp16", "uint8", "planes")
 
     def floats(self) -> Artifact:
         """float32 images in [0, 1], fp32 arithmetic: for sources of more than 8 bits."""
-        return self._save("float", self._body("planes"), "fp32", "float32", "planes")
+        return self._save("float", self.body("planes"), "fp32", "float32", "planes")
 
-    def int8(self, images: Sequence[Image], how: Int8Config, layout: Layout) -> Artifact:
-        """uint8 images, int8 arithmetic, calibrated on ``images``; ``rows`` for ONNX Runtime's own CPU kernels."""
-        body = quantize_body(self._body(layout), images, self.unet.config, layout, how)
-        return self._save("int8" if layout == "rows" else f"int8-{layout}", body, "int8", "uint8", layout)
+    def int8(self, body: ModelProto, layout: Layout, folder: Path | None = None) -> Artifact:
+        """uint8 images around a quantized ``body``; ``rows`` for ONNX Runtime's own CPU kernels.
 
-    def _body(self, layout: Layout) -> ModelProto:
+        ``folder`` is another than the exporter's, for a trial.
+        """
+        return self._save("int8" if layout == "rows" else f"int8-{layout}", body, "int8", "uint8", layout, folder)
+
+    def body(self, layout: Layout) -> ModelProto:
+        """The fp32 body, between the rearrangements of ``layout``."""
         if layout not in self._bodies:
             saved = self.bodies and onnx.load(self.bodies / f"body-{layout}.onnx")
             self._bodies[layout] = saved or export_body(self.unet, layout)
@@ -81,9 +72,11 @@ class Exporter:
     def save_bodies(self) -> None:
         """Leave the body of every layout in the folder, for stages that quantize it."""
         for layout in get_args(Layout):
-            onnx.save(self._body(layout), self.folder / f"body-{layout}.onnx")
+            onnx.save(self.body(layout), self.folder / f"body-{layout}.onnx")
 
-    def _save(self, name: str, body: ModelProto, precision: Precision, io: Io, layout: Layout) -> Artifact:
+    def _save(
+        self, name: str, body: ModelProto, precision: Precision, io: Io, layout: Layout, folder: Path | None = None
+    ) -> Artifact:
         config = self.unet.config
         model = assemble(body, config, layout=layout, io=io)
         contract = ModelContract(
@@ -98,7 +91,7 @@ class Exporter:
         onnx.helper.set_model_props(model, contract.to_metadata())
         model.producer_name, model.producer_version = "deblur_deploy", __version__
         onnx.checker.check_model(model, full_check=True)
-        path = self.folder / f"{name}.onnx"
+        path = (folder or self.folder) / f"{name}.onnx"
         onnx.save(model, path)
         return Artifact(
             name=name,

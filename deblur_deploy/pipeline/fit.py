@@ -14,6 +14,7 @@ from deblur_deploy.pipeline.config import Int8Config, Layout
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.prune import Plan, network_of
 from deblur_deploy.pipeline.prune_config import PruneConfig
+from deblur_deploy.pipeline.quantizer import plain_int8
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNet, UNetConfig
@@ -118,7 +119,7 @@ def export_for(unet: UNet, provider: str, precision: Precision, photos: Sequence
     exporter = Exporter(unet, "0" * 64, folder)
     if precision == "int8":
         # The scales decide nothing about time, so few tiles do.
-        return exporter.int8(photos, Int8Config(tiles=2, tile_px=128), int8_layout(provider)).path
+        return plain_int8(exporter, photos, Int8Config(tiles=2, tile_px=128), int8_layout(provider)).path
     return (exporter.fp16() if precision == "fp16" else exporter.fp32()).path
 
 

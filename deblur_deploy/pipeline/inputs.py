@@ -44,13 +44,13 @@ def pairs(folder: Path | None) -> Photos[Pair]:
     return Photos(_digest((image for pair in paths for image in pair), folder), load)
 
 
-def calibration(folder: Path | None, count: int) -> Photos[Image]:
-    """Photographs to calibrate on; raises MissingFileError or InputError if ``folder`` holds none."""
+def calibration(folder: Path | None, count: int) -> Photos[tuple[str, Image]]:
+    """Photographs to calibrate on, with their names; raises MissingFileError or InputError if ``folder`` holds none."""
 
-    def load() -> list[Image]:
+    def load() -> list[tuple[str, Image]]:
         from deblur_deploy.pipeline.photos import calibration_from
 
-        return calibration_from(folder, count)
+        return list(calibration_from(folder, count).items())
 
     paths = [] if folder is None else list_images(folder)
     if folder and not paths:

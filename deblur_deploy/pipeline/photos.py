@@ -32,8 +32,7 @@ def builtin_pairs() -> list[Pair]:
 
 def builtin_calibration() -> list[Image]:
     """Blurred and, each third, sharp photographs: dark sky, fur, machines, a retina."""
-    pairs = [_pair(name, 100 + 3 * index + k, 400) for index, name in enumerate(_CALIBRATE) for k in range(3)]
-    return [pair.sharp if index % 3 == 2 else pair.blurred for index, pair in enumerate(pairs)]
+    return list(calibration_from(None, 0).values())
 
 
 def builtin_photographs() -> list[Path]:
@@ -46,17 +45,22 @@ def pairs_from(folder: Path | None) -> list[Pair]:
     return builtin_pairs() if folder is None else list(read_pairs(folder))
 
 
-def calibration_from(folder: Path | None, count: int) -> list[Image]:
-    """At most ``count`` photographs of ``folder``, spread evenly over it, or the built-in ones.
+def calibration_from(folder: Path | None, count: int) -> dict[str, Image]:
+    """At most ``count`` photographs of ``folder``, spread evenly over it, or all of the built-in ones, by name.
 
     Raises InputError if the folder holds none.
     """
     if folder is None:
-        return builtin_calibration()
+        pairs = [_pair(name, 100 + 3 * index + k, 400) for index, name in enumerate(_CALIBRATE) for k in range(3)]
+        return {
+            f"{pair.name}{', sharp' if sharp else ''}": pair.sharp if sharp else pair.blurred
+            for index, pair in enumerate(pairs)
+            for sharp in [index % 3 == 2]
+        }
     paths = list_images(folder)
     if not paths:
         raise InputError(f"{folder} holds no images to calibrate with; blurred photographs as in use are needed")
-    return [read_image(path) for path in paths[:: -(-len(paths) // count)]]
+    return {str(path.relative_to(folder)): read_image(path) for path in paths[:: -(-len(paths) // count)]}
 
 
 def _pair(name: str, seed: int, longest_px: int = 640) -> Pair:

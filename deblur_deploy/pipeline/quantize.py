@@ -6,104 +6,122 @@ the image's own bytes.  (U8S8, since OpenVINO refuses S8S8 and VNNI instructions
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import logging
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import ModelProto
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.config import Int8Config, Layout
+from deblur_deploy.pipeline.calibrate import redirected, to_blocks
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
 from deblur_deploy.runtime.media import Image
-from deblur_deploy.training.unet import UNetConfig
 
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
+_BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}
 
-# What has an int8 kernel, or only moves int8 values, in each layout.
-_OPS: dict[Layout, list[str]] = {
-    "rows": ["Conv", "Relu", "MaxPool", "Concat", "Transpose", "Reshape"],
-    "planes": ["Conv", "Relu", "MaxPool", "Concat", "DepthToSpace"],
-}
+
+def layer_name(weight: str) -> str:
+    """What a convolution is called: as its weights in torch, also where they are quantized."""
+    return weight.removeprefix("q_output_").partition(".weight")[0]
+
+
+def layers(body: ModelProto) -> dict[str, str]:
+    """The names of the nodes of the convolutions of ``body``, by :func:`layer_name`, in order."""
+    return {
+        layer_name(node.input[1]): node.name for node in body.graph.node if node.op_type in ("Conv", "ConvTranspose")
+    }
 
 
 def quantize_body(
-    body: ModelProto, images: Sequence[Image], config: UNetConfig, layout: Layout, how: Int8Config
+    body: ModelProto,
+    ranges: TensorsData,
+    op_types: Sequence[str],
+    *,
+    in_float: Collection[str] = (),
+    only: str | None = None,
 ) -> ModelProto:
-    """``body`` (fp32) with Q/DQ pairs, calibrated on ``images`` (blurred uint8 HxWx3 RGB)."""
-    tiles = calibration_tiles(images, config.size_divisor, how)
-    byte = {"quant_type": QuantType.QUInt8, "scale": _SCALE, "zero_point": _ZERO}
-    with tempfile.TemporaryDirectory(prefix="deblur-int8-") as folder:
-        source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        onnx.save(body, source)
-        level = logging.root.level
-        logging.root.setLevel(logging.ERROR)  # It advises a pre-processing step that this body does not need.
-        try:
-            with contextlib.redirect_stdout(sys.stderr):  # where its histograms report their progress
-                quantize_static(
-                    source,
-                    target,
-                    _Reader(to_blocks(tile, config.stem) for tile in tiles),
-                    quant_format=QuantFormat.QDQ,
-                    op_types_to_quantize=_OPS[layout],
-                    per_channel=True,
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                    calibrate_method=_METHODS[how.method],
-                    extra_options={"TensorQuantOverrides": {BLOCKS: [byte]}},
-                )
-        finally:
-            logging.root.setLevel(level)
-        return onnx.load(target)
+    """``body`` (fp32) with Q/DQ pairs around its ``op_types``, activations in ``ranges``.
 
-
-_SCALE, _ZERO = np.array(BYTE_SCALE, dtype=np.float32), np.array(0, dtype=np.uint8)
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, blocks: Iterator[NDArray[np.float32]]) -> None:
-        self.blocks = blocks
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        blocks = next(self.blocks, None)
-        return None if blocks is None else {BLOCKS: blocks}
-
-
-def calibration_tiles(images: Sequence[Image], divisor: int, how: Int8Config) -> list[Image]:
-    """``how.tiles`` tiles of one size, a multiple of ``divisor``, taken from ``images`` in turn, each at random.
-
-    The size is ``how.tile_px``, or what the smallest image allows.  Raises InputError if that is less than ``divisor``.
+    The convolutions in ``in_float`` (names of :func:`layers`) stay as they are; ``only`` quantizes one, with the
+    ReLU behind it, and nothing else.
     """
-    smallest = min((min(image.shape[:2]) for image in images), default=0)
-    side = min(how.tile_px, smallest) // divisor * divisor
-    if side == 0:
-        raise InputError(
-            f"calibration tiles of {how.tile_px} px, from images of {smallest} px or more, are smaller than the "
-            f"{divisor} px that the network works on; give larger ones"
-        )
-    rng = np.random.default_rng(0)
-    tiles = []
-    for index in range(how.tiles):
-        image = images[index % len(images)]
-        top, left = (rng.integers(length - side + 1) for length in image.shape[:2])
-        tiles.append(image[top : top + side, left : left + side])
-    return tiles
+    nodes = layers(body)
+    chosen = []
+    if only is not None:
+        node = next(node for node in body.graph.node if node.name == nodes[only])
+        chosen = [node.name, *(n.name for n in body.graph.node if n.op_type == "Relu" and n.input[0] in node.output)]
+    overrides = {BLOCKS: [{"quant_type": QuantType.QUInt8, **_BYTES}]}
+    quantizer = QDQQuantizer(
+        copy.deepcopy(body),
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=ranges,
+        nodes_to_quantize=chosen,
+        nodes_to_exclude=[nodes[name] for name in in_float],
+        op_types_to_quantize=list(op_types),
+        extra_options={"TensorQuantOverrides": overrides},
+    )
+    with quiet():
+        quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    result: ModelProto = quantizer.model.model
+    _shield(result, {nodes[name] for name in in_float})
+    return result
 
 
-def to_blocks(image: Image, stem: int) -> NDArray[np.float32]:
-    """What the graph hands to the body for uint8 (H, W, 3), H and W multiples of ``stem``: (1, 3 stem^2, h, w)."""
-    height, width, _ = image.shape
-    rows = image.reshape(height // stem, stem, width // stem, 3 * stem).transpose(0, 2, 1, 3)
-    blocks = rows.reshape(1, height // stem, width // stem, -1).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(blocks).astype(np.float32) * np.float32(BYTE_SCALE)
+def _shield(model: ModelProto, names: Collection[str]) -> None:
+    """Keep the convolutions called ``names`` in float.
+
+    ONNX Runtime quantizes the weights of a convolution that it finds between DequantizeLinear and QuantizeLinear by
+    itself (1.32).  The maximum of one value is that value, and stands between.
+    """
+    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    kept = []
+    for node in model.graph.node:
+        if node.name in names and node.input[0] in dequantized:
+            shield = f"{node.name}_float_input"
+            kept.append(helper.make_node("Max", [node.input[0]], [shield], name=shield))
+            node.input[0] = shield
+        kept.append(node)
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def quantize_with_nncf(body: ModelProto, tiles: Sequence[Image], stem: int) -> ModelProto:
+    """``body`` as NNCF's post-training quantization makes it, with its defaults (it corrects biases, too).
+
+    Raises InputError if NNCF is not installed, or with what it fails with.
+    """
+    try:
+        import nncf
+    except ImportError:
+        raise InputError("int8.nncf needs NNCF: pip install 'deblur-deploy[peers]'") from None
+    dataset = nncf.Dataset([{BLOCKS: to_blocks(tile, stem)} for tile in tiles])
+    with quiet(), redirected():
+        result: ModelProto = nncf.quantize(copy.deepcopy(body), dataset, subset_size=len(tiles))
+    # The input is bytes: their own scale is exact, and the graph around the body relies on it.
+    values = {value.name: value for value in result.graph.initializer}
+    for node in result.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] == BLOCKS:
+            for name, array in zip(node.input[1:3], _BYTES.values(), strict=True):
+                values[name].CopyFrom(numpy_helper.from_array(array, name))
+    return result
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the advice that quantizers log: nothing a caller could do anything about."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)

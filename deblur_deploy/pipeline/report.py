@@ -41,7 +41,7 @@ def write_report(
     ]
     psnr_blurred = results[0].quality.psnr_blurred
     pareto = [Figure(heading="Quality against latency", svg=plots.pareto(points, psnr_blurred, summary["timed_at"]))]
-    figures, tables = pareto if points else [], [_table(summary, results)]
+    figures, tables = pareto if points else [], [_table(summary, results), *_int8_tables(summary["int8"])]
     if pruning := summary.get("pruning"):
         figures += [Figure(heading="Sensitivity of each layer", svg=prune_report.sensitivity_figure(pruning))]
         tables += [prune_report.outcome(pruning), prune_report.widths(pruning)]
@@ -66,7 +66,8 @@ def write_report(
 
 def _table(summary: dict[str, Any], results: Sequence[Measured]) -> Table:
     columns = ["variant", "MB", "PSNR, dB", "gain, dB", "SSIM", "lost to fp32, dB", "worst image, dB"]
-    columns += [f"{run.provider}, ms" for run in results[0].runs]
+    for run in results[0].runs:
+        columns += [f"{run.provider}, ms", "MACs in int8"]
     rows = [
         [
             result.artifact.name,
@@ -76,12 +77,76 @@ def _table(summary: dict[str, Any], results: Sequence[Measured]) -> Table:
             f"{result.quality.ssim:.4f}",
             f"{result.drop_db:.3f}",
             f"{result.worst_drop_db:.3f}",
-            *(f"{run.median_ms:.1f} ({run.arithmetic})" for run in result.runs),
+            *(
+                text
+                for run in result.runs
+                for text in (
+                    f"{run.median_ms:.1f} ({run.arithmetic})"
+                    + (", slower than fp32" if run.provider in result.slower_than_fp32_on else ""),
+                    "not told" if run.int8_macs is None else f"{run.int8_macs:.1%}",
+                )
+            ),
         ]
         for result in results
     ]
     note = f"PSNR and SSIM: mean of {len(summary['pairs'])} pairs. Latency: median at {summary['timed_at']}, uint8 "
-    return Table(heading="Variants", columns=columns, rows=rows, note=note + "to uint8.")
+    note += "to uint8. MACs in int8: share of the multiplications, read from the graph that the provider made."
+    return Table(heading="Variants", columns=columns, rows=rows, note=note)
+
+
+def _int8_tables(int8: dict[str, Any]) -> list[Table]:
+    """What was tried for int8, what each layer loses, and what it was calibrated on."""
+    trials = [
+        [
+            trial["method"],
+            str(len(trial["in_float"])),
+            f"{trial['macs']:.1%}",
+            f"{trial['drop_db']:.4f}",
+            f"{trial['worst_drop_db']:.4f} ({trial['worst_image']})",
+            "" if trial["median_ms"] is None else f"{trial['median_ms']:.1f}",
+            "chosen" if trial == int8["chosen"] else "",
+        ]
+        for trial in int8["trials"]
+    ]
+    columns = [
+        "calibration",
+        "layers in float",
+        "MACs in int8",
+        "lost to fp32, dB",
+        "worst image, dB",
+        "ms at 640x360",
+        "",
+    ]
+    float_ops = sorted({name for names in int8["float_ops"].values() for name in names})
+    note = f"No int8 kernel here, so left in float: {', '.join(float_ops)}." if float_ops else ""
+    tables = [Table(heading="int8: what was tried", columns=columns, rows=trials, note=note)]
+    if int8["sensitivity"]:
+        rows = [
+            [
+                row["layer"],
+                f"{row['macs']:.1%}",
+                f"{row['drop_db']:.4f}",
+                f"{row['error']:.4f}",
+                "" if row["ms_saved"] is None else f"{row['ms_saved']:.2f}",
+            ]
+            for row in int8["sensitivity"]
+        ]
+        columns = ["only this layer in int8", "MACs", "lost, dB", "squared error, levels²", "ms saved, cpu"]
+        note = "On a few crops, so a loss below zero is rounding that happened to help; the error is what adds up."
+        tables.append(Table(heading="int8: each layer", columns=columns, rows=rows, note=note))
+    audit = int8["audit"]
+    kinds = [[kind, f"{share:.0%}", f"{audit['held_out_kinds'][kind]:.0%}"] for kind, share in audit["kinds"].items()]
+    worst = sorted(audit["clipped"].items(), key=lambda item: -item[1])[:3]
+    note = f"{audit['tiles']} tiles of {audit['tile_px']} px from {len(audit['photos'])} photographs: "
+    note += f"{', '.join(audit['photos'])}. Of the pairs' values outside of the calibrated ranges: "
+    note += ", ".join(f"{share:.4%} of {name}" for name, share in worst) + " at most."
+    for words, names in (
+        ("Too small for a tile", audit["left_out"]),
+        ("Also among the pairs", audit["shared_with_pairs"]),
+    ):
+        note += f" {words}: {', '.join(names)}." if names else ""
+    columns = ["share of tiles that are", "calibration", "pairs"]
+    return [*tables, Table(heading="int8: calibration", columns=columns, rows=kinds, note=note)]
 
 
 def write_card(path: Path, summary: dict[str, Any], results: Sequence[Measured]) -> None:

@@ -35,6 +35,8 @@ class Variant:
     """PSNR against ground truth that this variant loses against the fp32 one."""
     latency_ms: dict[str, float]
     """Median at 1280x720 by provider, as measured on the machine that made the bundle."""
+    slower_than_fp32_on: tuple[str, ...] = ()
+    """Providers on which fp32 was faster there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,4 +94,5 @@ def _variant(folder: Path, row: dict[str, Any]) -> Variant:
         layout=str(row.get("layout", "planes")),
         drop_db=drop_db,
         latency_ms=latency_ms,
+        slower_than_fp32_on=tuple(map(str, row.get("slower_than_fp32_on", ()))),
     )

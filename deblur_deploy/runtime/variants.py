@@ -32,7 +32,8 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
     """The uint8 variant to run on ``provider``.
 
     ``auto`` takes the fastest by the bundle's own measurements on this provider, or, where there are none, by what is
-    usually the fastest.  Raises ModelError if the bundle has no variant of the precision.
+    usually the fastest; never one that was measured to be slower than fp32 there.  Raises ModelError if the bundle has
+    no variant of the precision.
     """
     # OpenVINO makes bf16 out of the fp32 file.
     wanted = "fp32" if precision == "bf16" else precision
@@ -40,7 +41,11 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
     if wanted != "auto":
         variants = [variant for variant in variants if variant.precision == wanted]
     else:
-        variants = [variant for variant in variants if variant.drop_db <= MAX_DROP_DB]
+        variants = [
+            variant
+            for variant in variants
+            if variant.drop_db <= MAX_DROP_DB and provider.name not in variant.slower_than_fp32_on
+        ]
     if not variants:
         raise ModelError(f"bundle {bundle.path} has no {wanted} variant; it has {_names(bundle.variants.values())}")
     order = _USUALLY_FASTEST.get(provider.name, _ON_GPUS)

@@ -1,0 +1,254 @@
+"""int8 that keeps a promised PSNR: candidates are measured through the engine, and layers go back to float if needed.
+
+A method of calibration is not chosen by reputation but by what the network loses with it on pairs that did not
+calibrate.  If every method loses too much, the layers that regain most for their milliseconds return to float.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from deblur_deploy.errors import VerificationError
+from deblur_deploy.evaluation.latency import at_size, take_turns
+from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.pipeline.artifact import Artifact
+from deblur_deploy.pipeline.calibrate import Audit, clipped_shares, cut_tiles, make_audit
+from deblur_deploy.pipeline.config import Int8Config, Layout, Method
+from deblur_deploy.pipeline.coverage import int8_share, macs_of
+from deblur_deploy.pipeline.export import Exporter
+from deblur_deploy.pipeline.quantizer import NNCF, Quantizer
+from deblur_deploy.pipeline.sensitivity import (
+    AgainstFp32,
+    Sensitivity,
+    measure_sensitivity,
+    return_order,
+    sensitivity_table,
+)
+from deblur_deploy.pipeline.stages import Progress
+from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.runtime.media import Image
+from deblur_deploy.runtime.providers import find
+from deblur_deploy.training.checkpoint import load_checkpoint
+
+_LAYOUTS: tuple[Layout, ...] = ("rows", "planes")
+_CROP_PX = 192
+_TIMED = (640, 360)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One way to quantize, measured on the CPU provider in both layouts: of each pair, the worse of the two."""
+
+    method: str
+    in_float: tuple[str, ...]
+    """Layers that stay float."""
+    macs: float
+    """Share of the multiplications that really ran in int8."""
+    drop_db: float
+    worst_drop_db: float
+    worst_image: str
+    median_ms: float | None = None
+    """Only measured where several candidates keep the budget."""
+    noise: float = 0.0
+
+    def keeps(self, how: Int8Config) -> bool:
+        """Whether it is within the budget."""
+        return self.drop_db <= how.max_drop_db and self.worst_drop_db <= how.max_image_drop_db
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Everything that was found out about int8: ``bundle.json`` and the report show it."""
+
+    chosen: Trial
+    trials: list[Trial]
+    sensitivity: list[Sensitivity]
+    audit: Audit
+    float_ops: dict[Layout, list[str]] = field(default_factory=dict)
+    """Types of operations without an int8 kernel in the installed ONNX Runtime, by layout: they stay float."""
+
+    def row(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def quantize_variants(
+    checkpoint: Path,
+    fp32: Artifact,
+    folder: Path,
+    photos: Mapping[str, Image],
+    pairs: Sequence[Pair],
+    how: Int8Config,
+    on_progress: Progress,
+) -> dict[str, Any]:
+    """The stage that writes the int8 variants to ``folder``, from the bodies that lie beside ``fp32``."""
+    exporter = Exporter(load_checkpoint(checkpoint), fp32.parent_sha256, folder, fp32.path.parent)
+    artifacts, found = quantize(exporter, fp32, photos, pairs, how, on_progress)
+    return {"artifacts": [artifact.about() for artifact in artifacts], "int8": found.row()}
+
+
+def quantize(
+    exporter: Exporter,
+    fp32: Artifact,
+    photos: Mapping[str, Image],
+    pairs: Sequence[Pair],
+    how: Int8Config,
+    on_progress: Progress = lambda _: None,
+) -> tuple[list[Artifact], Quantization]:
+    """The int8 variants (``rows``, then ``planes``) that keep the budget of ``how``, and how they were found.
+
+    ``photos`` calibrate, ``pairs`` are held out.  Raises VerificationError with a table if nothing keeps the budget,
+    InputError if the photographs are too small.
+    """
+    divisor = exporter.unet.config.size_divisor
+    tiles = cut_tiles(photos, divisor, how.tiles, how.tile_px)
+    quantizer = Quantizer(exporter, tiles.images)
+    bench = AgainstFp32(fp32, pairs)
+    counts = macs_of(fp32.path)
+    macs = {layer: count / sum(counts.values()) for layer, count in counts.items()}
+    with tempfile.TemporaryDirectory(prefix="deblur-int8-") as name:
+        folder = Path(name)
+
+        def attempt(method: str, in_float: tuple[str, ...] = ()) -> Trial:
+            on_progress(f"int8 by {method}" + (f", {len(in_float)} layers in float" if in_float else ""))
+            losses, shares = [], []
+            for layout in _LAYOUTS:
+                path = exporter.int8(quantizer.body(method, layout, in_float), layout, folder).path
+                path = path.replace(path.with_stem(f"{path.stem}-{method}-{len(in_float)}"))
+                losses.append(bench.drops(path))
+                shares.append(int8_share(path, find("cpu"), counts) or 0.0)
+            drops = np.max(losses, axis=0)
+            return Trial(
+                method=method,
+                in_float=in_float,
+                macs=min(shares),
+                drop_db=float(drops.mean()),
+                worst_drop_db=float(drops.max()),
+                worst_image=pairs[int(drops.argmax())].name,
+            )
+
+        trials = []
+        for method in _order(how):
+            trials.append(attempt(method))
+            if how.search != "all" and trials[-1].keeps(how):
+                break
+        kept = [trial for trial in trials if trial.keeps(how)]
+        if len(kept) > 1:
+            kept = _timed(kept, folder, pairs)
+            timed = {trial.method: trial for trial in kept}
+            trials = [timed.get(trial.method, trial) for trial in trials]
+        best = fastest(kept) if kept else min(trials, key=lambda trial: (trial.method == NNCF, trial.drop_db))
+        sensitivity: list[Sensitivity] = []
+        if (how.sensitivity_crops or not kept) and best.method != NNCF:
+            on_progress("int8: what each layer loses")
+            sensitivity = measure_sensitivity(
+                quantizer, best.method, fp32, pairs, macs, crops=how.sensitivity_crops or 4, folder=folder
+            )
+        if not kept:
+            best = _return_layers(best, sensitivity, trials, attempt, how)
+    artifacts = [exporter.int8(quantizer.body(best.method, layout, best.in_float), layout) for layout in _LAYOUTS]
+    held_out = {pair.name: _at_least(pair.blurred, divisor) for pair in pairs}
+    held_out_tiles = cut_tiles(held_out, divisor, how.tiles, tiles.side_px)
+    return artifacts, Quantization(
+        chosen=best,
+        trials=trials,
+        sensitivity=sensitivity,
+        audit=make_audit(
+            best.method,
+            photos,
+            tiles,
+            held_out,
+            clipped_shares(
+                exporter.body("planes"),
+                quantizer.body(best.method, "planes", best.in_float),
+                held_out_tiles.images,
+                quantizer.stem,
+            ),
+            held_out_tiles,
+        ),
+        float_ops={layout: missing for layout in _LAYOUTS if (missing := quantizer.float_ops(layout))},
+    )
+
+
+def _at_least(image: Image, side: int) -> Image:
+    bottom, right = (max(0, side - length) for length in image.shape[:2])
+    return np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge")
+
+
+def _order(how: Int8Config) -> list[str]:
+    others = [] if how.search == "one" else [method for method in get_args(Method) if method != how.method]
+    return [how.method, *others, *([NNCF] if how.nncf else [])]
+
+
+def _timed(trials: Sequence[Trial], folder: Path, pairs: Sequence[Pair]) -> list[Trial]:
+    """``trials`` with their latency in the layout that suits the CPU provider, taking turns."""
+    photo = at_size(pairs[0].blurred, *_TIMED)
+    engines = {trial.method: DeblurEngine(folder / f"int8-{trial.method}-0.onnx", provider="cpu") for trial in trials}
+    timings = take_turns({name: partial(engine, photo) for name, engine in engines.items()}, rounds=10, warm_up=3)
+    for engine in engines.values():
+        engine.close()
+    return [
+        replace(trial, median_ms=timings[trial.method].median_ms, noise=timings[trial.method].noise) for trial in trials
+    ]
+
+
+def fastest(trials: Sequence[Trial]) -> Trial:
+    """The one that loses least among those that no other beats in latency by more than the noise of the two."""
+    if any(trial.median_ms is None for trial in trials):
+        return min(trials, key=lambda trial: trial.drop_db)
+    best = min(trials, key=lambda trial: trial.median_ms or 0)
+    as_fast = [t for t in trials if (t.median_ms or 0) <= (best.median_ms or 0) * (1 + max(t.noise + best.noise, 0.02))]
+    return min(as_fast, key=lambda trial: trial.drop_db)
+
+
+def _return_layers(
+    best: Trial,
+    sensitivity: Sequence[Sensitivity],
+    trials: list[Trial],
+    attempt: Callable[[str, tuple[str, ...]], Trial],
+    how: Int8Config,
+) -> Trial:
+    """The fewest layers in float that keep the budget, in their order, found by halving."""
+    order, share = return_order(sensitivity), {row.layer: row.macs for row in sensitivity}
+    most = 0
+    while most < len(order) and 1 - sum(share[layer] for layer in order[: most + 1]) >= max(how.min_macs, 1e-9):
+        most += 1
+
+    def tried(count: int) -> Trial:
+        trials.append(attempt(best.method, tuple(order[:count])))
+        return trials[-1]
+
+    good = tried(most) if most else best
+    if not good.keeps(how):
+        raise VerificationError(
+            f"int8 loses more than {how.max_drop_db} dB (mean) or {how.max_image_drop_db} dB (one image) against fp32 "
+            f"while at least {how.min_macs:.0%} of the multiplications stay int8; calibrate on photographs like those "
+            f"in use, or allow more with --int8.max-drop-db\n{table_of(trials)}\n{sensitivity_table(sensitivity)}"
+        )
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        trial = tried(middle)
+        if trial.keeps(how):
+            good, high = trial, middle
+        else:
+            low = middle
+    return good
+
+
+def table_of(trials: Sequence[Trial]) -> str:
+    """The trials as lines of text."""
+    lines = ["method           in float   MACs in int8   lost, dB   worst image, dB"]
+    for trial in trials:
+        lines.append(
+            f"{trial.method:<16} {len(trial.in_float):8d} {trial.macs:14.1%} {trial.drop_db:10.4f} "
+            f"{trial.worst_drop_db:10.4f} ({trial.worst_image})"
+        )
+    return "\n".join(lines)

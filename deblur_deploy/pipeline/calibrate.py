@@ -1,0 +1,221 @@
+"""Calibration: which tiles of which photographs, the ranges that activations take on them, and whether that was enough.
+
+The ranges are found by ONNX Runtime's own calibrators.  The audit then says what a bad calibration would hide: how
+many values of photographs that were held out lie outside of the ranges, and what kinds of photographs were missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+
+from deblur_deploy.errors import InputError
+from deblur_deploy.pipeline.config import Method
+from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
+from deblur_deploy.runtime.media import Image
+
+_CALIBRATORS: dict[Method, tuple[CalibrationMethod, dict[str, bool]]] = {
+    "minmax": (CalibrationMethod.MinMax, {}),
+    # With all tiles collected at once this is the mean of the tiles' extremes.
+    "moving_average": (CalibrationMethod.MinMax, {"moving_average": True}),
+    # Ranges around zero would spend half of uint8 on negative values, which no ReLU gives.
+    "percentile": (CalibrationMethod.Percentile, {"symmetric": False}),
+    "entropy": (CalibrationMethod.Entropy, {"symmetric": False}),
+}
+
+_KINDS = ("dark", "bright", "sharp", "blurred")
+_DARK, _BRIGHT = 64, 176
+"""Mean luminance, in levels."""
+_BLURRED, _SHARP = 2.0, 6.0
+"""Mean absolute Laplacian of the luminance, in levels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Equal squares cut from photographs."""
+
+    images: list[Image]
+    photos: dict[str, int]
+    """How many tiles each photograph gave."""
+    left_out: list[str]
+    """Photographs smaller than a tile."""
+    side_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What int8 was calibrated on, and how well that stands for photographs that were held out."""
+
+    method: str
+    photos: dict[str, int]
+    """Calibration tiles by photograph."""
+    left_out: list[str]
+    """Photographs that are smaller than a tile."""
+    tiles: int
+    tile_px: int
+    kinds: dict[str, float]
+    """Share of the calibration tiles that are dark, bright, sharp, blurred."""
+    held_out_kinds: dict[str, float]
+    """The same of as many tiles of the pairs."""
+    missing: list[str]
+    """Kinds that the pairs have and the calibration has not."""
+    shared_with_pairs: list[str]
+    """Calibration photographs that are also among the pairs: the measured loss is then too good."""
+    clipped: dict[str, float]
+    """Share of the values outside of the range, by tensor, on the tiles of the pairs."""
+
+
+def cut_tiles(photos: Mapping[str, Image], divisor: int, count: int, side_px: int) -> Tiles:
+    """``count`` tiles, each a multiple of ``divisor``, from ``photos`` in turn, each at random.
+
+    Their side is ``side_px``, or the shorter side of the median photograph; smaller photographs are left out.
+    Raises InputError if that is less than ``divisor``.
+    """
+    shorter = {name: min(photo.shape[:2]) for name, photo in photos.items()}
+    median = sorted(shorter.values())[len(shorter) // 2] if shorter else 0
+    side = min(side_px, median) // divisor * divisor
+    if side == 0:
+        raise InputError(
+            f"calibration tiles of {side_px} px, from photographs of {median} px, are smaller than the "
+            f"{divisor} px that the network works on; give larger ones"
+        )
+    names = [name for name in photos if shorter[name] >= side]
+    rng = np.random.default_rng(0)
+    taken = [names[index % len(names)] for index in range(count)]
+    images = []
+    for name in taken:
+        top, left = (rng.integers(length - side + 1) for length in photos[name].shape[:2])
+        images.append(photos[name][top : top + side, left : left + side])
+    return Tiles(
+        images=images,
+        photos={name: taken.count(name) for name in names if name in taken},
+        left_out=[name for name in photos if shorter[name] < side],
+        side_px=side,
+    )
+
+
+def to_blocks(image: Image, stem: int) -> NDArray[np.float32]:
+    """What the graph hands to the body for uint8 (H, W, 3), H and W multiples of ``stem``: (1, 3 stem^2, h, w)."""
+    height, width, _ = image.shape
+    rows = image.reshape(height // stem, stem, width // stem, 3 * stem).transpose(0, 2, 1, 3)
+    blocks = rows.reshape(1, height // stem, width // stem, -1).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(blocks).astype(np.float32) * np.float32(BYTE_SCALE)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, blocks: Iterator[NDArray[np.float32]]) -> None:
+        self.blocks = blocks
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        blocks = next(self.blocks, None)
+        return None if blocks is None else {BLOCKS: blocks}
+
+
+def find_ranges(
+    body: ModelProto, tiles: Sequence[Image], stem: int, op_types: Sequence[str], method: Method
+) -> TensorsData:
+    """The range of every activation that nodes of ``op_types`` read or write, as ONNX Runtime's calibrators find it."""
+    kind, options = _CALIBRATORS[method]
+    with tempfile.TemporaryDirectory(prefix="deblur-ranges-") as folder, redirected():
+        source = Path(folder, "body.onnx")
+        onnx.save(body, source)
+        augmented = str(source.with_stem("augmented"))
+        calibrator = create_calibrator(source, op_types, augmented, kind, extra_options=options)
+        if kind is CalibrationMethod.MinMax:
+            calibrator.collect_data(_Reader(to_blocks(tile, stem) for tile in tiles))
+        else:
+            # These keep every activation of what they are given at once, and merge histograms afterwards.
+            for tile in tiles:
+                calibrator.collect_data(_Reader(iter([to_blocks(tile, stem)])))
+        ranges = calibrator.compute_data()
+    for name, data in ranges.items():
+        if not np.all(np.isfinite(data.range_value)):
+            raise InputError(f"activation {name} is not finite on the calibration photographs; the weights are broken")
+    return ranges
+
+
+@contextlib.contextmanager
+def redirected() -> Iterator[None]:
+    """Standard output is for results: what libraries print about their progress goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def clipped_shares(body: ModelProto, quantized: ModelProto, tiles: Sequence[Image], stem: int) -> dict[str, float]:
+    """Share of the values of ``body`` that lie outside of what ``quantized`` can hold, by tensor."""
+    constants = {value.name: value for value in quantized.graph.initializer}
+    made = {name for node in body.graph.node for name in node.output}
+    limits: dict[str, tuple[float, float]] = {}
+    for node in quantized.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in made:
+            scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+            least, most = np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
+            # Half a step further still rounds to a value that exists.
+            low, high = (float(scale) * (end - int(zero)) for end in (least - 0.5, most + 0.5))
+            limits[node.input[0]] = low, high
+    probe = ModelProto()
+    probe.CopyFrom(body)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in limits)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outside = dict.fromkeys(limits, 0)
+    total = dict.fromkeys(limits, 0)
+    for tile in tiles:
+        for name, value in zip(limits, session.run(list(limits), {BLOCKS: to_blocks(tile, stem)}), strict=True):
+            low, high = limits[name]
+            outside[name] += int(np.count_nonzero((value < low) | (value > high)))
+            total[name] += value.size
+    return {name: outside[name] / total[name] for name in limits}
+
+
+def kinds_of(tiles: Sequence[Image]) -> dict[str, float]:
+    """Share of ``tiles`` that are dark, bright, sharp and blurred."""
+    counts = dict.fromkeys(_KINDS, 0)
+    for tile in tiles:
+        gray = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
+        luminance, detail = float(gray.mean()), float(np.abs(cv2.Laplacian(gray, cv2.CV_32F)).mean())
+        counts["dark"] += luminance < _DARK
+        counts["bright"] += luminance > _BRIGHT
+        counts["sharp"] += detail > _SHARP
+        counts["blurred"] += detail < _BLURRED
+    return {kind: count / len(tiles) for kind, count in counts.items()}
+
+
+def make_audit(
+    method: str,
+    photos: Mapping[str, Image],
+    tiles: Tiles,
+    held_out: Mapping[str, Image],
+    clipped: dict[str, float],
+    held_out_tiles: Tiles,
+) -> Audit:
+    """Put the record together; ``held_out`` are the blurred images of the pairs, by name."""
+    kinds, held_out_kinds = kinds_of(tiles.images), kinds_of(held_out_tiles.images)
+    same = {image.tobytes() for image in held_out.values()}
+    return Audit(
+        method=method,
+        photos=tiles.photos,
+        left_out=tiles.left_out,
+        tiles=len(tiles.images),
+        tile_px=tiles.side_px,
+        kinds=kinds,
+        held_out_kinds=held_out_kinds,
+        missing=[kind for kind in _KINDS if held_out_kinds[kind] and not kinds[kind]],
+        shared_with_pairs=[name for name, photo in photos.items() if photo.tobytes() in same],
+        clipped=clipped,
+    )
