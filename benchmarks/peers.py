@@ -27,8 +27,8 @@ from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.evaluation.sets import measure
 from deblur_deploy.files import existing, sha256
 from deblur_deploy.pipeline.export import Exporter
+from deblur_deploy.pipeline.int8.quantizer import plain_int8
 from deblur_deploy.pipeline.photos import builtin_calibration
-from deblur_deploy.pipeline.quantizer import plain_int8
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.media import Image

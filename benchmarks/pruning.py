@@ -29,12 +29,12 @@ from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.files import sha256, writing_file
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.fit import int8_layout
+from deblur_deploy.pipeline.int8.quantizer import plain_int8
 from deblur_deploy.pipeline.photos import builtin_calibration, builtin_pairs
-from deblur_deploy.pipeline.prune import Sizes, network_of, plan_for, sensitivity
-from deblur_deploy.pipeline.prune_config import Importance, PruneConfig, RecoverConfig
-from deblur_deploy.pipeline.quantizer import plain_int8
-from deblur_deploy.pipeline.recover import batches_for, recover, samples_for
+from deblur_deploy.pipeline.pruning.config import Importance, PruneConfig, RecoverConfig
+from deblur_deploy.pipeline.pruning.fit import int8_layout
+from deblur_deploy.pipeline.pruning.prune import Sizes, network_of, plan_for, sensitivity
+from deblur_deploy.pipeline.pruning.recover import batches_for, recover, samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint

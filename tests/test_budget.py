@@ -9,11 +9,11 @@ import pytest
 
 from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.quality import Pair
-from deblur_deploy.pipeline.budget import Trial, fastest, quantize
 from deblur_deploy.pipeline.config import Int8Config
-from deblur_deploy.pipeline.coverage import int8_share
-from deblur_deploy.pipeline.quantize import layers
-from deblur_deploy.pipeline.sensitivity import Sensitivity, return_order
+from deblur_deploy.pipeline.int8.budget import Trial, fastest, quantize
+from deblur_deploy.pipeline.int8.coverage import int8_share
+from deblur_deploy.pipeline.int8.quantize import layers
+from deblur_deploy.pipeline.int8.sensitivity import Sensitivity, return_order
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.providers import find
 from tests import small

@@ -7,9 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.calibrate import clipped_shares, cut_tiles, find_ranges, kinds_of, make_audit, to_blocks
+from deblur_deploy.pipeline.int8.calibrate import (
+    clipped_shares,
+    cut_tiles,
+    find_ranges,
+    kinds_of,
+    make_audit,
+    to_blocks,
+)
+from deblur_deploy.pipeline.int8.quantize import quantize_body
 from deblur_deploy.pipeline.photos import calibration_from
-from deblur_deploy.pipeline.quantize import quantize_body
 from deblur_deploy.runtime.media import write_image
 from tests.photos import photo, write_photos
 from tests.small import body

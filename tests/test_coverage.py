@@ -2,8 +2,8 @@
 
 import pytest
 
-from deblur_deploy.pipeline.coverage import int8_share, kernels_of, macs_of
-from deblur_deploy.pipeline.quantize import layers
+from deblur_deploy.pipeline.int8.coverage import int8_share, kernels_of, macs_of
+from deblur_deploy.pipeline.int8.quantize import layers
 from deblur_deploy.runtime.providers import Provider, find
 from tests import small
 from tests.small import CONFIGS, body

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.fit import fit, remembering, time_exported
-from deblur_deploy.pipeline.prune import Plan, network_of, plan_for
-from deblur_deploy.pipeline.prune_config import PruneConfig
+from deblur_deploy.pipeline.pruning.config import PruneConfig
+from deblur_deploy.pipeline.pruning.fit import fit, remembering, time_exported
+from deblur_deploy.pipeline.pruning.prune import Plan, network_of, plan_for
 from deblur_deploy.training.unet import UNet, UNetConfig
 from tests.photos import photo
 from tests.small import unet

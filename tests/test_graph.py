@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deblur_deploy.pipeline.graph import Body, Upsample, assemble, export_body, in_half_precision
-from deblur_deploy.pipeline.quantize import to_blocks
+from deblur_deploy.pipeline.int8.quantize import to_blocks
 from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo
 from tests.small import CONFIGS, body, unet

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deblur_deploy.errors import InputError, VerificationError
-from deblur_deploy.pipeline.channels import Channels
-from deblur_deploy.pipeline.importance import allowed_widths, score
-from deblur_deploy.pipeline.prune import Plan, Sizes, as_unet, network_of, plan_for, sensitivity, unet_channels
-from deblur_deploy.pipeline.prune_config import Importance, PruneConfig
+from deblur_deploy.pipeline.pruning.channels import Channels
+from deblur_deploy.pipeline.pruning.config import Importance, PruneConfig
+from deblur_deploy.pipeline.pruning.importance import allowed_widths, score
+from deblur_deploy.pipeline.pruning.prune import Plan, Sizes, as_unet, network_of, plan_for, sensitivity, unet_channels
 from deblur_deploy.training.checkpoint import save_checkpoint
 from deblur_deploy.training.unet import PRESETS, UNet, UNetConfig, parameter_count
 from tests.photos import photo

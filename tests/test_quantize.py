@@ -7,11 +7,11 @@ import onnx
 import pytest
 
 from deblur_deploy.evaluation.quality import psnr
-from deblur_deploy.pipeline.calibrate import find_ranges
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.graph import assemble
-from deblur_deploy.pipeline.probe import int8_ops
-from deblur_deploy.pipeline.quantize import layers, quantize_body, quantize_with_nncf
+from deblur_deploy.pipeline.int8.calibrate import find_ranges
+from deblur_deploy.pipeline.int8.probe import int8_ops
+from deblur_deploy.pipeline.int8.quantize import layers, quantize_body, quantize_with_nncf
 from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo
 from tests.small import CONFIGS, body, unet

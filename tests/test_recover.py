@@ -15,8 +15,8 @@ from torch import nn
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import PairSet
-from deblur_deploy.pipeline.prune_config import RecoverConfig
-from deblur_deploy.pipeline.recover import Distilled, batches_for, recover, samples_for
+from deblur_deploy.pipeline.pruning.config import RecoverConfig
+from deblur_deploy.pipeline.pruning.recover import Distilled, batches_for, recover, samples_for
 from deblur_deploy.training.losses import LOSSES
 from deblur_deploy.training.train import Progress
 from deblur_deploy.training.unet import UNet, UNetConfig

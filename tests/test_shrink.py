@@ -13,11 +13,13 @@ from accelerate.state import AcceleratorState
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.latency import Timing
 from deblur_deploy.files import sha256
-from deblur_deploy.pipeline import fit, inputs, prune_report
+from deblur_deploy.pipeline import inputs
 from deblur_deploy.pipeline.cache import Cache
-from deblur_deploy.pipeline.prune_config import PruneConfig, RecoverConfig
+from deblur_deploy.pipeline.pruning import fit
+from deblur_deploy.pipeline.pruning import report as prune_report
+from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
+from deblur_deploy.pipeline.pruning.shrink import Shrinking
 from deblur_deploy.pipeline.recipe import Recipe, read_recipe, write_recipe
-from deblur_deploy.pipeline.shrink import Shrinking
 from deblur_deploy.pipeline.stages import Stages, digest
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.photos import write_pairs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deblur_deploy import DeblurEngine
 from deblur_deploy.cli.export import command
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.stranger import load_module, reach
+from deblur_deploy.pipeline.pruning.stranger import load_module, reach
 from tests.photos import photo
 
 TINY = ["--prune.recover.workers", "0"]

@@ -88,7 +88,7 @@ def run(arguments: Arguments) -> int:
         # A pipe or a log has no width of its own, and 80 columns would cut names.
         console = Console(width=None if sys.stdout.isatty() else 120)
         if recipe.prune:
-            from deblur_deploy.pipeline.prune_report import outcome, widths
+            from deblur_deploy.pipeline.pruning.report import outcome, widths
 
             pruning = json.loads((arguments.out / MANIFEST).read_text(encoding="utf-8"))["pruning"]
             console.print(*map(as_grid, (widths(pruning), outcome(pruning))), sep="\n")
@@ -99,7 +99,7 @@ def run(arguments: Arguments) -> int:
 
 def prune_own(arguments: Arguments, recipe: Recipe, log: Console) -> int:
     """Prune the network that ``--model`` names."""
-    from deblur_deploy.pipeline.stranger import load_module, prune_stranger
+    from deblur_deploy.pipeline.pruning.stranger import load_module, prune_stranger
 
     if not recipe.prune:
         raise InputError("--model is for pruning; say how far, with --prune.macs 0.5")

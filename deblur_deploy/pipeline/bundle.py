@@ -28,8 +28,8 @@ from deblur_deploy.pipeline import inputs, verify
 from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
 from deblur_deploy.pipeline.cache import Cache
 from deblur_deploy.pipeline.inputs import DECODERS, Photos
+from deblur_deploy.pipeline.pruning.shrink import PRUNED, Shrinking
 from deblur_deploy.pipeline.recipe import Recipe, write_recipe
-from deblur_deploy.pipeline.shrink import PRUNED, Shrinking
 from deblur_deploy.pipeline.stages import Done, Progress, Record, Stages, digest, from_record, to_record, versions
 from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
 from deblur_deploy.runtime.engine import DeblurEngine
@@ -38,7 +38,7 @@ from deblur_deploy.runtime.providers import candidates, find
 
 _EXPORT, _VERIFY = "deblur_deploy.pipeline.export", "deblur_deploy.pipeline.verify"
 _PHOTOS, _REPORT = "deblur_deploy.pipeline.photos", "deblur_deploy.pipeline.report"
-_BUDGET = "deblur_deploy.pipeline.budget"
+_BUDGET = "deblur_deploy.pipeline.int8.budget"
 
 
 def build_bundle(
@@ -151,7 +151,7 @@ class _Build:
 
     def quantize(self, exported: Done) -> Done:
         def make(folder: Path) -> Record:
-            from deblur_deploy.pipeline.budget import quantize_variants
+            from deblur_deploy.pipeline.int8.budget import quantize_variants
 
             fp32, photos = self.artifacts(exported)[0], dict(self.calibration.images)
             wish, say = self.recipe.int8, self.stages.on_progress

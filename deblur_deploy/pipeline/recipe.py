@@ -12,7 +12,7 @@ import msgspec
 from deblur_deploy.errors import InputError
 from deblur_deploy.files import existing
 from deblur_deploy.pipeline.config import Int8Config, VerifyConfig
-from deblur_deploy.pipeline.prune_config import PruneConfig
+from deblur_deploy.pipeline.pruning.config import PruneConfig
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

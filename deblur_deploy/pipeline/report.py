@@ -11,8 +11,8 @@ import jinja2
 from deblur_deploy.evaluation import plots
 from deblur_deploy.evaluation.page import Figure, Page, Table, pictures_of, write_page
 from deblur_deploy.evaluation.quality import Pair
-from deblur_deploy.pipeline import prune_report
 from deblur_deploy.pipeline.artifact import Artifact, Measured
+from deblur_deploy.pipeline.pruning import report as prune_report
 from deblur_deploy.runtime.engine import DeblurEngine
 
 _TEMPLATES = jinja2.Environment(

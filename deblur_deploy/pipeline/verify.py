@@ -176,7 +176,7 @@ def time_on(
 
     Raises VerificationError that names the variant that does not run, or gives something else.
     """
-    from deblur_deploy.pipeline.coverage import int8_share
+    from deblur_deploy.pipeline.int8.coverage import int8_share
 
     engines: dict[str, DeblurEngine] = {}
     calls: dict[str, Callable[[], object]] = {}

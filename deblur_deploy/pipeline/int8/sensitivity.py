@@ -10,9 +10,9 @@ import numpy as np
 
 from deblur_deploy.evaluation.quality import Pair, psnr
 from deblur_deploy.pipeline.artifact import Artifact
-from deblur_deploy.pipeline.coverage import kernels_of
-from deblur_deploy.pipeline.quantize import layers
-from deblur_deploy.pipeline.quantizer import Quantizer
+from deblur_deploy.pipeline.int8.coverage import kernels_of
+from deblur_deploy.pipeline.int8.quantize import layers
+from deblur_deploy.pipeline.int8.quantizer import Quantizer
 from deblur_deploy.runtime.engine import DeblurEngine
 
 _CROP_PX = 192

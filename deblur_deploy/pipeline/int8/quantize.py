@@ -18,8 +18,8 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.calibrate import redirected, to_blocks
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
+from deblur_deploy.pipeline.int8.calibrate import redirected, to_blocks
 from deblur_deploy.runtime.media import Image
 
 _BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from onnx import NodeProto
 
 from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM
-from deblur_deploy.pipeline.quantize import layer_name
+from deblur_deploy.pipeline.int8.quantize import layer_name
 from deblur_deploy.runtime.providers import Provider
 
 _SIDE = 96

@@ -28,12 +28,12 @@ from deblur_deploy.contract import Io, ModelContract
 from deblur_deploy.errors import InputError, VerificationError
 from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.files import existing, sha256, writing_folder
-from deblur_deploy.pipeline.channels import Channels
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, OPSET, assemble
 from deblur_deploy.pipeline.photos import builtin_pairs
-from deblur_deploy.pipeline.prune import Plan
-from deblur_deploy.pipeline.prune_config import PruneConfig, Target
-from deblur_deploy.pipeline.recover import samples_for
+from deblur_deploy.pipeline.pruning.channels import Channels
+from deblur_deploy.pipeline.pruning.config import PruneConfig, Target
+from deblur_deploy.pipeline.pruning.prune import Plan
+from deblur_deploy.pipeline.pruning.recover import samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNetConfig, pad_to_multiple

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from deblur_deploy.errors import InputError
 from deblur_deploy.files import writing_file
 from deblur_deploy.pipeline.photos import builtin_photographs
-from deblur_deploy.pipeline.prune_config import RecoverConfig
+from deblur_deploy.pipeline.pruning.config import RecoverConfig
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.checkpoint import load_checkpoint

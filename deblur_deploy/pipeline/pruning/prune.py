@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from deblur_deploy.errors import InputError, VerificationError
-from deblur_deploy.pipeline.channels import Channels
-from deblur_deploy.pipeline.importance import Samples, allowed_widths, order, removal, score
-from deblur_deploy.pipeline.prune_config import Importance, PruneConfig, Target
+from deblur_deploy.pipeline.pruning.channels import Channels
+from deblur_deploy.pipeline.pruning.config import Importance, PruneConfig, Target
+from deblur_deploy.pipeline.pruning.importance import Samples, allowed_widths, order, removal, score
 from deblur_deploy.training.unet import UNet, UNetConfig, Widths, parameter_count
 
 

@@ -19,10 +19,10 @@ from deblur_deploy.evaluation.machine import machine, package_versions
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.inputs import DECODERS, Photos
-from deblur_deploy.pipeline.prune_config import PruneConfig, RecoverConfig
+from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, to_record, versions
 
-_PRUNE, _RECOVER, _FIT = (f"deblur_deploy.pipeline.{name}" for name in ("prune", "recover", "fit"))
+_PRUNE, _RECOVER, _FIT = (f"deblur_deploy.pipeline.pruning.{name}" for name in ("prune", "recover", "fit"))
 PRUNED = "pruned.safetensors"
 
 WEAK = (
@@ -72,9 +72,9 @@ class Shrinking:
 
     def _fit(self) -> Done:
         def make(_: Path) -> Record:
-            from deblur_deploy.pipeline.fit import fit, remembering
-            from deblur_deploy.pipeline.prune import plan_for
-            from deblur_deploy.pipeline.recover import samples_for
+            from deblur_deploy.pipeline.pruning.fit import fit, remembering
+            from deblur_deploy.pipeline.pruning.prune import plan_for
+            from deblur_deploy.pipeline.pruning.recover import samples_for
             from deblur_deploy.training.checkpoint import load_checkpoint
             from deblur_deploy.training.unet import UNet
 
@@ -101,8 +101,8 @@ class Shrinking:
         """Milliseconds of each network, from the cache if networks of these widths were timed before."""
 
         def make(_: Path) -> Record:
-            from deblur_deploy.pipeline.fit import time_exported
             from deblur_deploy.pipeline.photos import builtin_calibration
+            from deblur_deploy.pipeline.pruning.fit import time_exported
 
             return {"ms": [timing.median_ms for timing in time_exported(nets, self.config, builtin_calibration())]}
 
@@ -120,8 +120,8 @@ class Shrinking:
         """``source``, a network of an earlier round, brought to ``share`` of the checkpoint's cost."""
 
         def make(folder: Path) -> Record:
-            from deblur_deploy.pipeline.prune import cost_of, network_of, plan_for, sensitivity
-            from deblur_deploy.pipeline.recover import samples_for
+            from deblur_deploy.pipeline.pruning.prune import cost_of, network_of, plan_for, sensitivity
+            from deblur_deploy.pipeline.pruning.recover import samples_for
             from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 
             dense, unet = load_checkpoint(self.checkpoint), load_checkpoint(source)
@@ -146,7 +146,7 @@ class Shrinking:
         how = msgspec.structs.replace(how, steps=-(-how.steps // rounds), minutes=minutes, seed=how.seed + number - 1)
 
         def make(folder: Path) -> Record:
-            from deblur_deploy.pipeline.recover import recover
+            from deblur_deploy.pipeline.pruning.recover import recover
             from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
             from deblur_deploy.training.train import Progress
 
@@ -178,7 +178,7 @@ class Shrinking:
 
     def _compare(self, pruned: Path, recovered: Path) -> Done:
         def make(_: Path) -> Record:
-            from deblur_deploy.pipeline.prune import Sizes
+            from deblur_deploy.pipeline.pruning.prune import Sizes
             from deblur_deploy.training.checkpoint import load_checkpoint
             from deblur_deploy.training.validation import validate
 

@@ -10,11 +10,11 @@ from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
 from deblur_deploy.pipeline.artifact import Artifact
-from deblur_deploy.pipeline.calibrate import cut_tiles, find_ranges
 from deblur_deploy.pipeline.config import Int8Config, Layout, Method
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.probe import int8_ops
-from deblur_deploy.pipeline.quantize import quantize_body, quantize_with_nncf
+from deblur_deploy.pipeline.int8.calibrate import cut_tiles, find_ranges
+from deblur_deploy.pipeline.int8.probe import int8_ops
+from deblur_deploy.pipeline.int8.quantize import quantize_body, quantize_with_nncf
 from deblur_deploy.runtime.media import Image
 
 NNCF = "nncf"

@@ -19,12 +19,12 @@ from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.artifact import Artifact
-from deblur_deploy.pipeline.calibrate import Audit, clipped_shares, cut_tiles, make_audit
 from deblur_deploy.pipeline.config import Int8Config, Layout, Method
-from deblur_deploy.pipeline.coverage import int8_share, macs_of
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.quantizer import NNCF, Quantizer
-from deblur_deploy.pipeline.sensitivity import (
+from deblur_deploy.pipeline.int8.calibrate import Audit, clipped_shares, cut_tiles, make_audit
+from deblur_deploy.pipeline.int8.coverage import int8_share, macs_of
+from deblur_deploy.pipeline.int8.quantizer import NNCF, Quantizer
+from deblur_deploy.pipeline.int8.sensitivity import (
     AgainstFp32,
     Sensitivity,
     measure_sensitivity,

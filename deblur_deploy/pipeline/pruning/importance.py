@@ -11,8 +11,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.channels import Channels, Group, Removal
-from deblur_deploy.pipeline.prune_config import Importance, Target
+from deblur_deploy.pipeline.pruning.channels import Channels, Group, Removal
+from deblur_deploy.pipeline.pruning.config import Importance, Target
 
 Samples = Sequence[tuple[Tensor, Tensor]]
 """Batches of (blurred, sharp), float NCHW in [0, 1]."""

@@ -1,0 +1,1 @@
+"""Networks made smaller: which channels go, to what target, and how what was lost is recovered."""
