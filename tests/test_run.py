@@ -160,8 +160,8 @@ def started(*arguments: object, until: Callable[[], bool]) -> tuple[list[str], s
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_ended_it_leaves_no_half_file_and_goes_on(tmp_path: Path, bundle: Path, number: int, status: int) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
-    for i in range(40):
-        media.write_image(photos / f"{i:02}.png", noise(160, 160, 3, seed=i))
+    for i in range(200):
+        media.write_image(photos / f"{i:03}.png", noise(160, 160, 3, seed=i))
     arguments = photos, "--out", out, "--model", bundle
     command, process = started(*arguments, until=lambda: out.is_dir() and any(out.glob("[0-9]*.png")))
     process.send_signal(number)
@@ -174,7 +174,7 @@ def test_ended_it_leaves_no_half_file_and_goes_on(tmp_path: Path, bundle: Path, 
         assert media.read_image(path).shape == (160, 160, 3)
     before = {path: path.stat().st_mtime_ns for path in finished}
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == common.OK
-    assert files(out) == [f"{i:02}.png" for i in range(40)]
+    assert files(out) == [f"{i:03}.png" for i in range(200)]
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
 
 

@@ -1,4 +1,7 @@
-"""The console scripts.  They import a command only when it is called, so that a missing extra is one line too."""
+"""The console scripts.  They import a command only when it is called, so that a missing extra is one line too.
+
+Commands import what is heavy only where it is needed, so an extra may turn out to be missing later as well.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,13 @@ _EXTRAS = {"bench": "cpu,export", "export": "cpu,export", "run": "cpu", "train":
 def _script(name: str) -> Callable[[], int]:
     def main() -> int:
         try:
-            module = import_module(f"deblur_deploy.cli.{name}")
+            status: int = import_module(f"deblur_deploy.cli.{name}").main()
         except ImportError as error:
             missing = (error.name or str(error)).partition(".")[0]
             sys.stderr.write(
                 f"deblur-{name}: {missing} is not installed; pip install 'deblur-deploy[{_EXTRAS[name]}]'\n"
             )
             return USER_ERROR
-        status: int = module.main()
         return status
 
     return main

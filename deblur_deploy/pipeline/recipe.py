@@ -94,6 +94,8 @@ def _allowed(config: type[msgspec.Struct], name: str) -> str:
     hint = get_type_hints(config)[name]
     if get_origin(hint) is Literal:
         return f"allowed: {', '.join(get_args(hint))}"
+    if hint is str:
+        return ""
     try:
         config(**{name: -math.inf})
     except (ValueError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -101,20 +102,23 @@ class Batches(Dataset[Batch]):
 
     def load(self, first: int, last: int, workers: int) -> Iterator[Batch]:
         """Batches ``first`` to ``last - 1`` in order, made ahead by ``workers`` processes (0: in this one)."""
-        loader = DataLoader(
-            _Forgiving(self),
-            sampler=range(first, last),
-            batch_size=None,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one item, not a list
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=_one_thread,
-        )
-        # A forked process hangs when it touches OpenCV's thread pool, so there must be none while processes start.
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        iterator = iter(loader)
-        cv2.setNumThreads(threads)
+        with warnings.catch_warnings():
+            # On how many workers suit how many cores; that was the caller's choice.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            loader = DataLoader(
+                _Forgiving(self),
+                sampler=range(first, last),
+                batch_size=None,
+                collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one item, not a list
+                num_workers=workers,
+                prefetch_factor=4 if workers else None,
+                worker_init_fn=_one_thread,
+            )
+            # A forked process hangs when it touches OpenCV's thread pool, so there must be none while they start.
+            threads = cv2.getNumThreads()
+            cv2.setNumThreads(1)
+            iterator = iter(loader)
+            cv2.setNumThreads(threads)
         for batch in iterator:
             if isinstance(batch, DeblurError):
                 raise batch
