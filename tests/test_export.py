@@ -172,7 +172,10 @@ def test_a_wrong_checkpoint_is_one_line_and_status_2(room, tmp_path, capfd, name
         ("[int8]\nnonsense = 1", "no key is called `$.int8.nonsense`; allowed: max_drop_db, "),
         ("[int8]\ntiles = 0", "tiles is 0; allowed: 1 or more - at `$.int8.tiles`"),
         ("[int8]\ntiles = 'many'", "Expected `int`, got `str` - at `$.int8.tiles`; allowed: 1 or more"),
-        ("[int8]\nmethod = 'guess'", "'guess' - at `$.int8.method`; allowed: minmax, moving_average, percentile, entropy"),
+        (
+            "[int8]\nmethod = 'guess'",
+            "'guess' - at `$.int8.method`; allowed: minmax, moving_average, percentile, entropy",
+        ),
         ("int8 = 8", "Expected `object`, got `int` - at `$.int8`"),
         ("[verify]\nrounds = 2.5", "Expected `int`, got `float` - at `$.verify.rounds`; allowed: 1 to 1000"),
         ("[verify]\nwidth_px = 99999999", "width_px is 99999999; allowed: 1 to 16384 - at `$.verify.width_px`"),

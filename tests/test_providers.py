@@ -219,7 +219,7 @@ def test_what_would_belie_the_receipt_is_refused(name: str, options: dict[str, s
 def test_a_numbered_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(providers.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(providers.ort, "preload_dlls", lambda: sys.stdout.write("no cudnn"), raising=False)
-    monkeypatch.setattr(providers, "Path", lambda path: tmp_path)
+    monkeypatch.setattr(hardware, "Path", lambda path: tmp_path)
     assert providers.find("cuda:1").device == "GPU 1"
     for i in range(2):
         (tmp_path / str(i)).mkdir()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from deblur_deploy.cli import common, run
+from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.runtime import media
 from tests import tiny
 from tests.conftest import noise
@@ -207,7 +208,7 @@ def test_killed_in_a_video_it_leaves_no_half_one(tmp_path: Path, bundle: Path) -
     ("out", "sources"), [("{photos}/../x", 2), ("{photos}/..", 2), ("{photos}/../..", 2), ("{photos}/sub", 2)]
 )
 def test_only_a_result_folder_inside_is_left_out(photos: Path, out: str, sources: int) -> None:
-    config = run.RunConfig(inputs=(photos,), out=Path(out.format(photos=photos)), recursive="sub" in out)
+    config = RunConfig(inputs=(photos,), out=Path(out.format(photos=photos)), recursive="sub" in out)
     assert len(run.plan_jobs(config)) == sources
 
 

@@ -7,18 +7,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from deblur_deploy.cli.common import OK
 from deblur_deploy.cli.progress import advance, bar
+from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import InputError, OutputError
 from deblur_deploy.runtime.live import record
 from deblur_deploy.runtime.media import VIDEO_SUFFIXES
-
-if TYPE_CHECKING:
-    from deblur_deploy.cli.run import RunConfig
 
 
 def run_live(config: RunConfig, console: Console) -> int:

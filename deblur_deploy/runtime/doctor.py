@@ -14,6 +14,7 @@ import onnxruntime as ort
 from deblur_deploy.errors import DeblurError, ProviderError
 from deblur_deploy.runtime import memory, providers, threads
 from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.runtime.hardware import processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ def examine(model: str | Path | None = None) -> list[Finding]:
 def _machine() -> list[Finding]:
     cores, quota = threads.usable_cores(), threads.cpu_quota()
     limit = "no quota" if quota is None else f"quota of {quota:g} cores"
-    found = [Finding(topic="processor", text=f"{providers.processor()}, {cores} of {os.cpu_count()} cores, {limit}")]
+    found = [Finding(topic="processor", text=f"{processor()}, {cores} of {os.cpu_count()} cores, {limit}")]
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > cores:
         found.append(

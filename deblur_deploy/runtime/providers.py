@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -24,6 +23,7 @@ import onnxruntime as ort
 
 from deblur_deploy.contract import Precision
 from deblur_deploy.errors import InputError, MissingExtraError, ProviderError
+from deblur_deploy.runtime.hardware import bf16_flags, gpu_models, processor
 
 NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -230,7 +230,7 @@ def _plugin(short: str, ort_name: str, wanted: str) -> Provider:
         ort_name=ort_name,
         device=processor() if kind == "CPU" else about.get("FULL_DEVICE_NAME", kind),
         kind=kind,
-        native_bf16=kind == "CPU" and "BF16" in about.get("OPTIMIZATION_CAPABILITIES", "").split() and _bf16_flags(),
+        native_bf16=kind == "CPU" and "BF16" in about.get("OPTIMIZATION_CAPABILITIES", "").split() and bf16_flags(),
         version=about.get("version", ""),
         plugin_device=chosen,
     )
@@ -247,42 +247,10 @@ def _advice(short: str) -> str:
     return f"; install it: {command}" if command else "; it needs another build of onnxruntime"
 
 
-def _cpuinfo() -> dict[str, str]:
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def processor() -> str:
-    """The processor's name, as well as this platform tells it."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def gpu_models() -> list[str]:
-    """Names of the NVIDIA GPUs of this machine, as their driver tells them."""
-    models = []
-    for about in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        try:
-            lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            continue
-        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
-    return models
-
-
 def _nvidia(number: int) -> str:
     # CUDA's order of several models is not the driver's, so only a model that all of them are is told.
     models = set(gpu_models())
     return models.pop() if len(models) == 1 else f"GPU {number}"
-
-
-def _bf16_flags() -> bool:
-    # OpenVINO lists BF16 for processors that only emulate it, and uses it by itself only where it is native.
-    flags = _cpuinfo().get("flags")
-    return flags is None or bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
 
 
 def check_onnxruntime() -> None:

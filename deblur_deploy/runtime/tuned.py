@@ -19,7 +19,7 @@ from deblur_deploy import __version__
 from deblur_deploy.errors import OutputError
 from deblur_deploy.files import sha256, writing_file
 from deblur_deploy.runtime.bundle import MANIFEST
-from deblur_deploy.runtime.providers import gpu_models, processor
+from deblur_deploy.runtime.hardware import gpu_models, processor
 from deblur_deploy.runtime.threads import usable_cores
 
 SCHEMA = 1

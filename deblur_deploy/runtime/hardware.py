@@ -1,0 +1,39 @@
+"""What the operating system tells of processor and GPUs."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def processor() -> str:
+    """The processor's name, as well as this platform tells it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def gpu_models() -> list[str]:
+    """Names of the NVIDIA GPUs of this machine, as their driver tells them."""
+    models = []
+    for about in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        try:
+            lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            continue
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return models
+
+
+def bf16_flags() -> bool:
+    """Whether the processor computes in bf16 natively, or does not tell."""
+    # OpenVINO lists BF16 for processors that only emulate it, and uses it by itself only where it is native.
+    flags = _cpuinfo().get("flags")
+    return flags is None or bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
