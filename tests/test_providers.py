@@ -17,7 +17,7 @@ import pytest
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.errors import InputError, ProviderError
-from deblur_deploy.runtime import doctor, providers, sessions, threads
+from deblur_deploy.runtime import doctor, hardware, providers, sessions, threads
 from deblur_deploy.runtime import engine as engine_module
 from deblur_deploy.runtime.providers import Provider
 from deblur_deploy.runtime.session import Session
