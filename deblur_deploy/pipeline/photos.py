@@ -20,8 +20,20 @@ from deblur_deploy.training.blur import BlurConfig, draw_plan, synthesise
 
 _VERIFY = ("astronaut.png", "coffee.png", "rocket.jpg", "ihc.png")
 _CALIBRATE = ("chelsea.png", "motorcycle_left.png", "motorcycle_right.png", "hubble_deep_field.jpg", "retina.jpg")
+# Every share is written out: these photographs must not change with the defaults of training.
 _BLUR = BlurConfig(
-    sharp=0, path_px=(6, 16), defocus_radius_px=(1.5, 3), gaussian_sigma_px=(1, 2.2), jpeg=0, highlights=0
+    shake=0.42,
+    object=0.14,
+    defocus=0.10,
+    gaussian=0.18,
+    measured=0.08,
+    sharp=0,
+    noisy=0.7,
+    jpeg=0,
+    highlights=0,
+    path_px=(6, 16),
+    defocus_radius_px=(1.5, 3),
+    gaussian_sigma_px=(1, 2.2),
 )
 
 

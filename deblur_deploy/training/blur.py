@@ -34,13 +34,13 @@ Array = NDArray[np.float32]
 class BlurConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What blur is made, how often and how strong.  Ranges are (low, high); lengths are drawn log-uniformly."""
 
-    shake: float = 0.42
+    shake: float = 0.40
     """Share of samples with camera shake."""
-    object: float = 0.14
+    object: float = 0.10
     """Share of samples with an object that moves over a still background."""
-    defocus: float = 0.10
+    defocus: float = 0.08
     """Share of samples out of focus."""
-    gaussian: float = 0.18
+    gaussian: float = 0.26
     """Share of samples with an isotropic or anisotropic Gaussian."""
     measured: float = 0.08
     """Share of samples blurred with a measured kernel; counts as shake when no kernels are given."""
@@ -48,7 +48,7 @@ class BlurConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Share of samples that stay sharp, so that sharp photographs are left alone."""
     combined: float = 0.2
     """Share of the moving samples that get a small Gaussian as well (lens, demosaicking, resizing)."""
-    path_px: Range = (1.5, 30.0)
+    path_px: Range = (3.0, 36.0)
     """Largest extent of a shake or object path, in pixels."""
     rotation_deg: float = 1.2
     """Largest rotation over one exposure."""
@@ -58,17 +58,17 @@ class BlurConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Radius of the defocus disk."""
     gaussian_sigma_px: Range = (0.4, 3.2)
     """Standard deviation along each axis."""
-    highlights: float = 0.3
+    highlights: float = 0.2
     """Share of samples whose highlights are brighter than the sensor can hold."""
     highlight_gain: Range = (1.5, 8.0)
     """How much brighter."""
-    noisy: float = 0.7
+    noisy: float = 0.6
     """Share of samples with sensor noise."""
     read_noise: Range = (0.0005, 0.008)
     """Standard deviation of the read noise, as a share of full scale in linear light."""
     shot_noise: Range = (0.00001, 0.0008)
     """Variance of the shot noise at full scale in linear light."""
-    jpeg: float = 0.2
+    jpeg: float = 0.1
     """Share of samples that are JPEG-compressed."""
     jpeg_quality: Range = (60, 97)
     """Quality as in libjpeg."""
