@@ -1,11 +1,14 @@
 """What ships with the package: weights, and the bundle that was made from them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.evaluation.quality import measure
+from deblur_deploy.evaluation.record import read_record
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.photos import builtin_pairs
 from deblur_deploy.runtime.bundle import Bundle
@@ -32,3 +35,13 @@ def test_the_engine_needs_no_argument_and_makes_photographs_better():
     rows = {row["name"]: row for row in manifest["variants"]}
     assert rows["int8"]["drop_db"] < 0.02
     assert np.isfinite(rows["int8"]["psnr"])
+
+
+@pytest.mark.parametrize("path", sorted(DEFAULT_CHECKPOINT.parent.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_the_card_says_what_was_measured_of_these_weights(path: Path):
+    record = read_record(Path(__file__).parents[1] / "benchmarks" / "results" / f"weights_{path.stem}.json")
+    assert record.found["sha256"] == sha256(path)
+    card = (path.parent / "README.md").read_text()
+    for name, row in record.found["pairs"].items():
+        gains = " | ".join(f"{row[key]:+.2f}" for key in ("gain_db", "shifted_gain_db", "worst_gain_db"))
+        assert f"| {name} | {len(row['images'])} | {row['psnr_blurred']:.2f} | {row['psnr']:.2f} | {gains} |" in card

@@ -188,5 +188,6 @@ def _turned(rng: np.random.Generator, image: Image) -> Image:
 
 
 def _pair(rng: np.random.Generator, name: str, both: Image) -> Patch:
-    turned = _turned(rng, both)
-    return Patch(name, sharp=turned[..., 3:], blurred=turned[..., :3])
+    # Real motion knows up from down, so it is mirrored but not turned; blur that is made has no such preference.
+    both = np.ascontiguousarray(both[:, ::-1]) if rng.random() < 0.5 else both
+    return Patch(name, sharp=both[..., 3:], blurred=both[..., :3])
