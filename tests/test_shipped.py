@@ -26,11 +26,11 @@ def test_the_bundle_was_made_from_the_weights():
 
 
 def test_the_engine_needs_no_argument_and_makes_photographs_better():
-    pair = builtin_pairs()[0]
     with DeblurEngine(provider="cpu") as engine:
         assert engine.receipt.variant == "int8"
-        int8 = measure(engine, pair)
-    assert int8.gain_db > 0.3
+        gains = [measure(engine, pair).gain_db for pair in builtin_pairs()]
+    assert np.mean(gains) > 0.4
+    assert min(gains) > -0.1
     manifest = json.loads((DEFAULT_BUNDLE / "bundle.json").read_text())
     rows = {row["name"]: row for row in manifest["variants"]}
     assert rows["int8"]["drop_db"] < 0.02
