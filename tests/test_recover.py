@@ -50,7 +50,7 @@ def student() -> UNet:
     """Something to recover: narrow, and with a head that does harm."""
     torch.manual_seed(1)
     model = UNet(NARROW).eval()
-    nn.init.normal_(model.head.weight, std=0.1)
+    nn.init.normal_(model.head.weight, std=0.3)
     return model
 
 

@@ -31,7 +31,6 @@ from deblur_deploy.training.figures import as_pairs, before_after, learning_curv
 from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs
 from deblur_deploy.training.train import Trainer, make_accelerator
 from deblur_deploy.training.unet import PRESETS, Preset, UNet, parameter_count
-from deblur_deploy.training.units import revive
 from deblur_deploy.training.validation import PairSets, TorchRestorer
 
 
@@ -58,8 +57,6 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Which network; ignored with --init."""
     init: str | None = None
     """Fine-tune this checkpoint instead of starting anew; "shipped" is the one that comes with the package."""
-    revive: bool = False
-    """Give the channels of --init that never fire a new start; the network computes the same at first."""
     resume: bool = False
     """Go on where the run in --out stopped; give the same arguments as before."""
     force: bool = False
@@ -78,8 +75,6 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if self.resume and self.force:
             raise ValueError("resume is given with force; allowed: one of the two")
-        if self.revive and not self.init:
-            raise ValueError("revive is given without init; allowed: with --init CHECKPOINT")
         if not 3 <= self.frames_window[0] <= self.frames_window[1]:
             raise ValueError(f"frames_window is {self.frames_window}; allowed: (fewest, most) with 3 <= fewest <= most")
         if self.preview < 0 or self.cache_gb < 0:
@@ -134,9 +129,6 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
         return OK
     sets = _validation(command.val)
     model = _network(command, console)
-    if command.revive and not command.resume:
-        count = revive(model, batches[config.steps].blurred.float() / 255, seed=config.seed)
-        console.print(f"{count} channels never fired and get a new start")
     trainer = Trainer(
         model, config, out, accelerator=accelerator, data_id=_identity(found, batches), vgg_weights=command.vgg_weights
     )

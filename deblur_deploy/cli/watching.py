@@ -49,10 +49,7 @@ class Watcher:
             )
             self.console.print(escape(text), soft_wrap=True)
         if progress.dead is not None and progress.dead > _MANY_DEAD:
-            text = (
-                f"{progress.dead:.0%} of the channels never fire and learn no more: lower --learning-rate; "
-                "--init CHECKPOINT --revive gives them a new start"
-            )
+            text = f"{progress.dead:.0%} of the channels never fire and learn no more: lower --learning-rate"
             self.console.print(f"[yellow]note[/]: {text}", soft_wrap=True)
         if progress.quality:
             mean = sum(result.mean.psnr for result in progress.quality.values()) / len(progress.quality)

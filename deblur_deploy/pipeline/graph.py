@@ -76,8 +76,7 @@ class Body(nn.Module):
         self.up = nn.ModuleList(Upsample(up, layout) for up in unet.up)
         stem = unet.config.stem
         order = torch.arange(3 * stem**2).reshape(3, stem, stem).permute(1, 2, 0).flatten()
-        first = next(module for module in self.encoder.modules() if isinstance(module, nn.Conv2d))
-        first.weight.data = first.weight.data[:, order]
+        unet.first.weight.data = unet.first.weight.data[:, order]
         for parameter in self.head.parameters():
             parameter.data = parameter.data[order]
 

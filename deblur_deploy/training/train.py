@@ -26,6 +26,7 @@ from deblur_deploy.training.checkpoint import save_checkpoint, save_tensors
 from deblur_deploy.training.config import TrainConfig
 from deblur_deploy.training.log import Clock, Log
 from deblur_deploy.training.losses import parse_loss
+from deblur_deploy.training.optimizer import Optimizer
 from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.unet import UNet
 from deblur_deploy.training.units import dead_share
@@ -73,15 +74,18 @@ class Trainer:
         self.accelerator = accelerator or make_accelerator(config)
         self.device = self.accelerator.device
         self.plain = model.to(self.device)
-        average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
-        self.ema = AveragedModel(self.plain, multi_avg_fn=average)
+        self.ema = AveragedModel(self.plain, multi_avg_fn=_averaging(config.ema))
         supervised = supervised or Supervised(self.plain, multi_scale=config.multi_scale > 0)
         self.supervised = supervised.to(self.device)
         # channels_last, since convolutions on every device are fastest so; mypy does not know this form of ``to``.
         cast("nn.Module", self.supervised).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        decay = config.weight_decay if config.optimizer == "adamw" else 0.0
-        self.optimizer = kind(self.supervised.parameters(), lr=config.learning_rate, weight_decay=decay)
+        self.optimizer = Optimizer(
+            config.optimizer,
+            self.supervised.parameters(),
+            rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            first=self.plain.first,
+        )
         self.model: nn.Module = self.accelerator.prepare_model(self.supervised)
         self.loss = parse_loss(config.loss, vgg_weights).to(self.device)
         self.step = 0
@@ -143,8 +147,6 @@ class Trainer:
         return cast("UNet", self.ema.module).eval()
 
     def _train_step(self, batch: Batch) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(self.step)
         blurred, sharp = (
             images.float().div(255).contiguous(memory_format=torch.channels_last)
             for images in (batch.blurred, batch.sharp)
@@ -161,8 +163,8 @@ class Trainer:
                 f"loss is {value} and the gradient's norm {norm.item()} at step {self.step}; {self.out} keeps the last "
                 f"good checkpoint: lower --learning-rate and start from it with --init. The batch was made of {names}"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(self.config.rate(self.step))
+        self.optimizer.zero_grad()
         self.ema.update_parameters(self.plain)
         self.step += 1
         return value
@@ -211,8 +213,7 @@ class Trainer:
         tensors = {f"model.{name}": value for name, value in self.plain.state_dict().items()}
         tensors |= {f"heads.{name}": value for name, value in self.supervised.heads.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
         return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
 
     def save_state(self) -> None:
@@ -253,12 +254,7 @@ class Trainer:
             self.ema.load_state_dict(_under("ema.", tensors))
         except RuntimeError:
             raise InputError(f"{path} belongs to another network; use the same --preset or another --out") from None
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimizer.", tensors).items():
-            index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.load_tensors(_under("optimizer.", tensors))
         self.step, self.best_gain = notes["step"], notes["best_gain"]
 
 
@@ -266,6 +262,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Device placement, mixed precision and processes (as ``accelerate launch`` asks for, or just this one)."""
     precision = "bf16" if config.precision == "bf16" else "no"
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+
+
+def _averaging(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """Exponential averages that start over the last tenth of the run, so that its first weights are soon forgotten."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        done = float(count)
+        decay_now = min(decay, (1 + done) / (10 + done))
+        get_ema_multi_avg_fn(decay_now)(averaged, current, count)  # type: ignore[no-untyped-call]
+
+    return update
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -136,9 +136,18 @@ class UNet(nn.Module):
             channels = widths[-1]
         self.head = nn.Conv2d(channels, 3 * config.stem**2, 1)
         self.apply(_initialise)
+        # Pixels are around 0.5, and what the first convolution makes of them shall be around 0.
+        first = self.first
+        assert first.bias is not None
+        first.bias.data = -0.5 * first.weight.data.sum((1, 2, 3))
         if config.residual:
             # A residual network starts as the identity, so that training never first has to unlearn noise.
             nn.init.zeros_(self.head.weight)
+
+    @property
+    def first(self) -> nn.Conv2d:
+        """The convolution that reads the image."""
+        return next(module for module in self.encoder.modules() if isinstance(module, nn.Conv2d))
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

@@ -62,10 +62,9 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return TrainConfig(
             steps=steps,
             stages=(Stage(share=1, patches=self.patches, side_px=self.side_px),),
+            optimizer="adamw",
             learning_rate=self.learning_rate,
             warmup_steps=min(100, steps // 10),
-            # Averaged over the last tenth of the run, or it would remember the network before recovery.
-            ema=min(0.999, max(0.0, 1 - 10 / steps)),
             precision=self.precision,
             workers=self.workers,
             seed=self.seed,
