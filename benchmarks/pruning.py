@@ -39,14 +39,15 @@ from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from deblur_deploy.training.config import TrainConfig
+from deblur_deploy.training.optimizer import Kind
 from deblur_deploy.training.train import Progress, Trainer
 from deblur_deploy.training.unet import UNet
 from deblur_deploy.training.validation import TorchRestorer
 
 SHARES = (0.75, 0.5, 0.25)
 SIZE = (1280, 720)
-SCRATCH_RATE = TrainConfig().learning_rate
-"""deblur-train's own learning rate: a fresh network takes a higher one than a trained one."""
+FRESH = TrainConfig()
+"""A fresh network is trained as deblur-train would: it takes a higher learning rate than a trained one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,10 @@ class Pruning(Options):
     """Patches in a batch."""
     side_px: int = 256
     """Height and width of a patch."""
-    learning_rate: float = RecoverConfig().learning_rate
+    optimizer: Kind = RecoverConfig().optimizer
     """Of recovery, and of the dense network that is trained on."""
+    learning_rate: float = RecoverConfig().learning_rate
+    """Of the same."""
     importance: Importance = "taylor"
     """Which channels go first."""
     workers: int = 1
@@ -88,6 +91,7 @@ class Pruning(Options):
             steps=steps,
             patches=self.patches,
             side_px=side,
+            optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             workers=self.workers,
         )
@@ -97,6 +101,7 @@ def run(options: Pruning) -> int:
     """Train, measure and save."""
     on_progress, notes = progress(), list[str]()
     config, dense = options.training(), load_checkpoint(options.checkpoint)
+    fresh = msgspec.structs.replace(config, optimizer=FRESH.optimizer, learning_rate=FRESH.learning_rate)
     _claim(options, config)
     if config.weak:
         notes.append("trained on five built-in photographs only: a weak recovery, and a weak rival")
@@ -111,9 +116,9 @@ def run(options: Pruning) -> int:
         nets[share, "recovered"] = recover(pruned, dense, config, folder, {}, recovering).unet
         on_progress(f"from scratch at {share:.0%}")
         torch.manual_seed(config.seed)
-        nets[share, "scratch"] = _train(UNet(pruned.config), config, SCRATCH_RATE, options.work / f"scratch-{share:g}")
+        nets[share, "scratch"] = _train(UNet(pruned.config), fresh, options.work / f"scratch-{share:g}")
     on_progress("the dense network, trained on")
-    longer = _train(load_checkpoint(options.checkpoint), config, config.learning_rate, options.work / "dense-longer")
+    longer = _train(load_checkpoint(options.checkpoint), config, options.work / "dense-longer")
     nets[1.0, "trained on"] = longer
     for (share, kind), net in nets.items():
         save_checkpoint(net, options.work / f"{kind.replace(' ', '-')}-{share:g}.safetensors")
@@ -140,7 +145,7 @@ def run(options: Pruning) -> int:
         checkpoint_sha256=sha256(options.checkpoint),
         importance=options.importance,
         training=msgspec.to_builtins(config),
-        scratch_learning_rate=SCRATCH_RATE,
+        scratch={"optimizer": fresh.optimizer, "learning_rate": fresh.learning_rate},
         pairs=[pair.name for pairs in sets.values() for pair in pairs],
     )
     return save(new_record("pruning", settings, notes=notes, rows=rows, found=found), options)
@@ -169,9 +174,9 @@ def _saying(on_progress: Callable[[str], None]) -> Callable[[Progress], None]:
     return watch
 
 
-def _train(unet: UNet, config: RecoverConfig, rate: float, folder: Path) -> UNet:
+def _train(unet: UNet, config: RecoverConfig, folder: Path) -> UNet:
     """Ordinary training for as many steps as recovery has, on the same batches."""
-    training = msgspec.structs.replace(config.training(config.steps), learning_rate=rate)
+    training = config.training(config.steps)
     trainer = Trainer(unet, training, folder)
     if (folder / "state.safetensors").exists():
         trainer.load_state()

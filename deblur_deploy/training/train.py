@@ -33,6 +33,9 @@ from deblur_deploy.training.units import dead_share
 from deblur_deploy.training.validation import PairSets, SetQuality, validate
 
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a run is, after every step."""
@@ -264,10 +267,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
 
 
-def _averaging(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def _averaging(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     """Exponential averages that start over the last tenth of the run, so that its first weights are soon forgotten."""
 
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         done = float(count)
         decay_now = min(decay, (1 + done) / (10 + done))
         get_ema_multi_avg_fn(decay_now)(averaged, current, count)  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ import msgspec
 import tyro
 
 from deblur_deploy.training.config import Stage, TrainConfig
+from deblur_deploy.training.optimizer import Kind
 
 Importance = Literal["magnitude", "taylor", "activation"]
 Target = Literal["macs", "parameters"]
@@ -29,6 +30,8 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Patches in a batch."""
     side_px: int = 192
     """Height and width of a patch."""
+    optimizer: Kind = "adamw"
+    """As in training."""
     learning_rate: float = 3e-4
     """Highest learning rate."""
     teacher: float = 1.0
@@ -62,7 +65,7 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return TrainConfig(
             steps=steps,
             stages=(Stage(share=1, patches=self.patches, side_px=self.side_px),),
-            optimizer="adamw",
+            optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             warmup_steps=min(100, steps // 10),
             precision=self.precision,
