@@ -32,7 +32,6 @@ from deblur_deploy.training.unet import UNet
 from deblur_deploy.training.units import dead_share
 from deblur_deploy.training.validation import PairSets, SetQuality, validate
 
-
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
