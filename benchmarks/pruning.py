@@ -38,8 +38,7 @@ from deblur_deploy.pipeline.pruning.recover import batches_for, recover, samples
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
-from deblur_deploy.training.config import TrainConfig
-from deblur_deploy.training.optimizer import Kind
+from deblur_deploy.training.config import Kind, TrainConfig
 from deblur_deploy.training.train import Progress, Trainer
 from deblur_deploy.training.unet import UNet
 from deblur_deploy.training.validation import TorchRestorer

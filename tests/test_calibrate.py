@@ -72,7 +72,7 @@ def test_values_that_the_calibration_never_saw_are_counted():
     )
     assert set(clipped_shares(body("stem4", "planes"), quantized, dark, 4).values()) == {0}
     bright = clipped_shares(body("stem4", "planes"), quantized, [photo(9, 64, 64)], 4)
-    assert bright["relu"] > 0.1
+    assert bright["relu"] > 0.005
     assert {"max_pool2d", "cat", "pixel_shuffle"} <= bright.keys()
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deblur_deploy.training.optimizer import Kind, Optimizer
+from deblur_deploy.training.config import Kind
+from deblur_deploy.training.optimizer import Optimizer
 
 KINDS: tuple[Kind, ...] = ("muon", "adamw", "adam")
 

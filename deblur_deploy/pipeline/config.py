@@ -11,7 +11,7 @@ import msgspec
 Layout = Literal["planes", "rows"]
 """How the graph rearranges pixels; see ``pipeline.graph``."""
 
-Method = Literal["minmax", "moving_average", "percentile", "entropy"]
+Method = Literal["median", "minmax", "moving_average", "percentile", "entropy"]
 """How activation ranges are found."""
 
 
@@ -24,13 +24,13 @@ class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """PSNR that int8 may lose against fp32 on any single one of the pairs."""
     min_macs: float = 0.5
     """Share of the multiplications that must stay in int8; if the budget cannot be kept so, the export fails."""
-    method: Method = "minmax"
+    method: Method = "median"
     """How activation ranges are found on the calibration photographs; what is tried first."""
     search: Literal["one", "first", "all"] = "first"
     """Try only this method; others until one keeps the budget; or measure all and keep the best."""
     nncf: bool = False
     """Let NNCF's quantizer, if it is installed, compete too."""
-    tiles: int = 16
+    tiles: int = 64
     """Calibration tiles, spread over the photographs."""
     tile_px: int = 256
     """Height and width of a tile; less where the photographs allow no more."""

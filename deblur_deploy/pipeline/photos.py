@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import skimage
 import torch
@@ -17,6 +18,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import Pair, read_pairs
 from deblur_deploy.runtime.media import Image, list_images, read_image
 from deblur_deploy.training.blur import BlurConfig, draw_plan, synthesise
+from deblur_deploy.training.sources import Photos
 
 _VERIFY = ("astronaut.png", "coffee.png", "rocket.jpg", "ihc.png")
 _CALIBRATE = ("chelsea.png", "motorcycle_left.png", "motorcycle_right.png", "hubble_deep_field.jpg", "retina.jpg")
@@ -36,6 +38,17 @@ _BLUR = BlurConfig(
     gaussian_sigma_px=(1, 2.2),
 )
 
+_WIDE = msgspec.structs.replace(
+    _BLUR,
+    sharp=0.1,
+    jpeg=0.1,
+    highlights=0.2,
+    path_px=(3, 36),
+    defocus_radius_px=(0.7, 6),
+    gaussian_sigma_px=(0.4, 3.2),
+)
+"""For calibration: ranges must hold for blur of every strength."""
+
 
 def builtin_pairs() -> list[Pair]:
     """Two differently blurred versions of each of four photographs, 368 to 608 pixels a side."""
@@ -44,7 +57,8 @@ def builtin_pairs() -> list[Pair]:
 
 def builtin_calibration() -> list[Image]:
     """Blurred and, each third, sharp photographs: dark sky, fur, machines, a retina."""
-    return list(calibration_from(None, 0).values())
+    pairs = [_pair(name, 100 + 3 * index + k, 400) for index, name in enumerate(_CALIBRATE) for k in range(3)]
+    return [pair.sharp if index % 3 == 2 else pair.blurred for index, pair in enumerate(pairs)]
 
 
 def builtin_photographs() -> list[Path]:
@@ -58,17 +72,12 @@ def pairs_from(folder: Path | None) -> list[Pair]:
 
 
 def calibration_from(folder: Path | None, count: int) -> dict[str, Image]:
-    """At most ``count`` photographs of ``folder``, spread evenly over it, or all of the built-in ones, by name.
+    """At most ``count`` photographs of ``folder``, spread evenly over it, or 64 crops of the built-in ones, by name.
 
     Raises InputError if the folder holds none.
     """
     if folder is None:
-        pairs = [_pair(name, 100 + 3 * index + k, 400) for index, name in enumerate(_CALIBRATE) for k in range(3)]
-        return {
-            f"{pair.name}{', sharp' if sharp else ''}": pair.sharp if sharp else pair.blurred
-            for index, pair in enumerate(pairs)
-            for sharp in [index % 3 == 2]
-        }
+        return {pair.name: pair.blurred for pair in map(_crop, range(64))}
     paths = list_images(folder)
     if not paths:
         raise InputError(f"{folder} holds no images to calibrate with; blurred photographs as in use are needed")
@@ -80,8 +89,17 @@ def _pair(name: str, seed: int, longest_px: int = 640) -> Pair:
     # Scaled down, because the large ones are soft at their full size.
     scale = min(1.0, longest_px / max(photo.shape[:2]))
     photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else photo
-    plan = draw_plan(_BLUR, np.random.default_rng(seed))
-    margin = _BLUR.margin_px
-    images = synthesise(torch.from_numpy(photo).permute(2, 0, 1)[None], [plan], _BLUR, margin)
+    return _blurred(Path(name).stem, photo, _BLUR, seed)
+
+
+def _crop(seed: int) -> Pair:
+    """256x256 pixels of a built-in photograph at any scale, as training would see it."""
+    drawn = Photos(builtin_photographs()).draw(np.random.default_rng((1, seed)), 256, _WIDE.margin_px)
+    return _blurred(Path(drawn.name).stem, drawn.sharp, _WIDE, 1000 + seed)
+
+
+def _blurred(name: str, photo: Image, blur: BlurConfig, seed: int) -> Pair:
+    plan = draw_plan(blur, np.random.default_rng(seed))
+    images = synthesise(torch.from_numpy(photo).permute(2, 0, 1)[None], [plan], blur, blur.margin_px)
     blurred, sharp = (np.ascontiguousarray(image[0].permute(1, 2, 0).numpy()) for image in images)
-    return Pair(name=f"{Path(name).stem}-{plan.kind}-{seed}", blurred=blurred, sharp=sharp)
+    return Pair(name=f"{name}-{plan.kind}-{seed}", blurred=blurred, sharp=sharp)

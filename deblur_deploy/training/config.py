@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from deblur_deploy.training.optimizer import Kind
+Kind = Literal["muon", "adamw", "adam"]
+"""Which optimizer; see ``training.optimizer``."""
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

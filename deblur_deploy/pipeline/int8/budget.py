@@ -166,7 +166,7 @@ def quantize(
             tiles,
             held_out,
             clipped_shares(
-                exporter.body("planes"),
+                quantizer.plain("planes"),
                 quantizer.body(best.method, "planes", best.in_float),
                 held_out_tiles.images,
                 quantizer.stem,

@@ -29,6 +29,8 @@ from deblur_deploy.runtime.media import Image
 
 _CALIBRATORS: dict[Method, tuple[CalibrationMethod, dict[str, bool]]] = {
     "minmax": (CalibrationMethod.MinMax, {}),
+    # Of the tiles' own ranges: one photograph unlike all others does not take the levels from them.
+    "median": (CalibrationMethod.MinMax, {}),
     # With all tiles collected at once this is the mean of the tiles' extremes.
     "moving_average": (CalibrationMethod.MinMax, {"moving_average": True}),
     # Ranges around zero would spend half of uint8 on negative values, which no ReLU gives.
@@ -134,17 +136,34 @@ def find_ranges(
         onnx.save(body, source)
         augmented = str(source.with_stem("augmented"))
         calibrator = create_calibrator(source, op_types, augmented, kind, extra_options=options)
-        if kind is CalibrationMethod.MinMax:
+        if method == "median":
+            each = []
+            for tile in tiles:
+                calibrator.calibrate_tensors_range = None  # or it would merge them
+                calibrator.collect_data(_Reader(iter([to_blocks(tile, stem)])))
+                each.append(calibrator.compute_data())
+            ranges = _medians(each)
+        elif kind is CalibrationMethod.MinMax:
             calibrator.collect_data(_Reader(to_blocks(tile, stem) for tile in tiles))
+            ranges = calibrator.compute_data()
         else:
             # These keep every activation of what they are given at once, and merge histograms afterwards.
             for tile in tiles:
                 calibrator.collect_data(_Reader(iter([to_blocks(tile, stem)])))
-        ranges = calibrator.compute_data()
+            ranges = calibrator.compute_data()
     for name, data in ranges.items():
         if not np.all(np.isfinite(data.range_value)):
             raise InputError(f"activation {name} is not finite on the calibration photographs; the weights are broken")
     return ranges
+
+
+def _medians(each: Sequence[TensorsData]) -> TensorsData:
+    ends = {
+        name: [[np.float32(end).item() for end in map(np.squeeze, ranges[name].range_value)] for ranges in each]
+        for name in each[0]
+    }
+    medians = {name: np.median(values, axis=0).astype(np.float32) for name, values in ends.items()}
+    return TensorsData(CalibrationMethod.MinMax, {name: (low, high) for name, (low, high) in medians.items()})
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.config import Int8Config, Layout, Method
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.calibrate import cut_tiles, find_ranges
+from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
 from deblur_deploy.pipeline.int8.probe import int8_ops
 from deblur_deploy.pipeline.int8.quantize import quantize_body, quantize_with_nncf
 from deblur_deploy.runtime.media import Image
@@ -26,7 +27,13 @@ class Quantizer:
     def __init__(self, exporter: Exporter, tiles: Sequence[Image]) -> None:
         self.exporter, self.tiles, self.stem = exporter, tiles, exporter.unet.config.stem
         self._ops = cache(self._probe)
+        self.plain = cache(self._plain)
+        """The equalized body in fp32, which is what is quantized."""
         self._ranges: dict[tuple[str, Layout], TensorsData] = {}
+
+    def _plain(self, layout: Layout) -> ModelProto:
+        ranges = channel_ranges(self.exporter.unet, self.tiles)
+        return equalized(self.exporter.body(layout), self.exporter.unet.config, ranges, layout)
 
     def _probe(self, layout: Layout) -> dict[str, bool]:
         return int8_ops(self.exporter.body(layout), 4 * self.exporter.unet.config.size_divisor // self.stem)
@@ -37,7 +44,7 @@ class Quantizer:
 
     def body(self, method: str, layout: Layout, in_float: Sequence[str] = (), only: str | None = None) -> ModelProto:
         """The body by ``method`` (one of ``Method``, or ``nncf``); ``in_float``, ``only``: see ``quantize_body``."""
-        body = self.exporter.body(layout)
+        body = self.plain(layout)
         if method == NNCF:
             return quantize_with_nncf(body, self.tiles, self.stem)
         ops = [op for op, runs in self._ops(layout).items() if runs]

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 import tyro
 
-from deblur_deploy.training.config import Stage, TrainConfig
-from deblur_deploy.training.optimizer import Kind
+from deblur_deploy.training.config import Kind, Stage, TrainConfig
 
 Importance = Literal["magnitude", "taylor", "activation"]
 Target = Literal["macs", "parameters"]

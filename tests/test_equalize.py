@@ -1,0 +1,51 @@
+"""Equalizing channels changes no result, and gives every channel the whole range."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from deblur_deploy.pipeline.config import Layout
+from deblur_deploy.pipeline.graph import BLOCKS, export_body
+from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
+from deblur_deploy.training.unet import UNet, UNetConfig
+
+CONFIGS = {
+    "three levels": UNetConfig(stem=2, encoder=((8, 6), (10, 12), (9,)), up=(7, 5), decoder=((6, 8), (4,))),
+    "one level": UNetConfig(encoder=((8, 6),), up=(), decoder=()),
+}
+TILES = list(np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), dtype=np.uint8))
+
+
+def uneven(config: UNetConfig) -> UNet:
+    torch.manual_seed(0)
+    unet = UNet(config).eval()
+    torch.nn.init.normal_(unet.head.weight, std=0.1)
+    for module in unet.encoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data *= torch.logspace(-1, 1, module.out_channels)[:, None, None, None]
+    return unet
+
+
+@pytest.mark.parametrize("layout", ["planes", "rows"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_function_stays_and_ranges_become_one(config: UNetConfig, layout: Layout) -> None:
+    unet = uneven(config)
+    before = export_body(unet, layout)
+    ranges = channel_ranges(unet, TILES)
+    after = equalized(before, config, ranges, layout)
+    blocks = np.random.default_rng(1).random((1, 3 * config.stem**2, 16, 24), dtype=np.float32)
+    one, two = (
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {BLOCKS: blocks})
+        for model in (before, after)
+    )
+    np.testing.assert_allclose(one[0], two[0], rtol=1e-4, atol=1e-4 * np.abs(one[0]).max())
+    assert max(values.max() / values.min() for values in ranges.values()) > 5
+    assert all(values.max() / values.min() <= 20.001 for values in ranges.values())
+
+
+def test_a_network_that_never_fires_is_left_alone() -> None:
+    unet = uneven(CONFIGS["one level"])
+    for parameter in unet.parameters():
+        parameter.data.zero_()
+    assert all((values == 1).all() for values in channel_ranges(unet, TILES).values())
