@@ -64,7 +64,7 @@ def test_the_first_method_within_the_budget_is_taken_with_everything_that_was_fo
 
 def test_layers_go_back_to_float_until_the_budget_is_kept(exporter, fp32, pairs, generous):
     lost = generous[1].chosen.drop_db
-    how = replace_struct(HOW, max_drop_db=lost - 2, min_macs=0)
+    how = replace_struct(HOW, max_drop_db=lost - 2, min_macs=0.05)
     artifacts, found = quantize(exporter, fp32, PHOTOS, pairs, how)
     assert 0 < len(found.chosen.in_float) < len(found.sensitivity)
     assert found.chosen.drop_db <= lost - 2

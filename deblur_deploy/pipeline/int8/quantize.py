@@ -47,8 +47,8 @@ def quantize_body(
 ) -> ModelProto:
     """``body`` (fp32) with Q/DQ pairs around its ``op_types``, activations in ``ranges``.
 
-    The convolutions in ``in_float`` (names of :func:`layers`) stay as they are; ``only`` quantizes one, with the
-    ReLU behind it, and nothing else.
+    The convolutions in ``in_float`` (names of :func:`layers`) stay as they are, with what lies between them; ``only``
+    quantizes one, with the ReLU behind it, and nothing else.
     """
     nodes = layers(body)
     chosen = []
@@ -64,7 +64,7 @@ def quantize_body(
         activation_qType=QuantType.QUInt8,
         tensors_range=ranges,
         nodes_to_quantize=chosen,
-        nodes_to_exclude=[nodes[name] for name in in_float],
+        nodes_to_exclude=_in_float(body, {nodes[name] for name in in_float}),
         op_types_to_quantize=list(op_types),
         extra_options={"TensorQuantOverrides": overrides},
     )
@@ -74,6 +74,18 @@ def quantize_body(
     result: ModelProto = quantizer.model.model
     _shield(result, {nodes[name] for name in in_float})
     return result
+
+
+def _in_float(body: ModelProto, convolutions: Collection[str]) -> list[str]:
+    """The nodes called ``convolutions``, and all that only passes on what these give: rounding that would be idle."""
+    found, tensors = [], set[str]()
+    for node in body.graph.node:
+        inputs = node.input if node.op_type == "Concat" else node.input[:1]
+        passes = node.op_type not in ("Conv", "ConvTranspose") and inputs and tensors.issuperset(inputs)
+        if node.name in convolutions or passes:
+            found.append(node.name)
+            tensors.update(node.output)
+    return found
 
 
 def _shield(model: ModelProto, names: Collection[str]) -> None:
