@@ -140,7 +140,8 @@ def test_an_object_moves_over_a_still_background() -> None:
     assert change[-third:].max() < 0.5
 
 
-def test_highlights_clip_after_the_sum() -> None:
+@pytest.mark.parametrize("gamma", [1.0, 1.6, 2.2])
+def test_highlights_clip_after_the_sum(gamma: float) -> None:
     """A saturated dot smeared over a few pixels stays white, since it was brighter than white."""
     config = BlurConfig()
     side = 32 + 2 * config.margin_px
@@ -148,9 +149,9 @@ def test_highlights_clip_after_the_sum() -> None:
     dot[..., side // 2, :] = 255
     poses = np.zeros((3, 4), np.float32)
     poses[:, 1] = (-1, 0, 1)
-    plans = [BlurPlan(kind="shake", poses=poses, highlight_gain=gain) for gain in (0.0, 8.0)]
+    plans = [BlurPlan(kind="shake", poses=poses, highlight_gain=gain, gamma=gamma) for gain in (0.0, 8.0)]
     blurred, truth = synthesise(dot, plans, config, config.margin_px)
-    assert blurred[0].max() == round(255 * (1 / 3) ** (1 / 2.2))
+    assert blurred[0].max() == round(255 * (1 / 3) ** (1 / gamma))
     assert blurred[1].max() == 255
     assert torch.equal(truth[0], truth[1])
 
@@ -162,6 +163,13 @@ def test_noise_has_the_variance_that_was_drawn() -> None:
     blurred, truth = synthesise(grey, [plan], config, config.margin_px)
     level = float(light(truth).mean())
     assert light(blurred).var().item() == pytest.approx(0.01**2 + 0.001 * level, rel=0.05)
+
+
+def test_a_share_of_samples_has_a_flatter_curve() -> None:
+    config = BlurConfig(flatter=0.3)
+    gammas = np.array([draw_plan(config, np.random.default_rng(seed)).gamma for seed in range(400)])
+    assert ((gammas >= 1) & (gammas <= 2.2)).all()
+    assert 0.2 < (gammas < 2.2).mean() < 0.4
 
 
 @settings(max_examples=15, deadline=None)
@@ -222,7 +230,7 @@ def test_bad_kernels_are_an_input_error(content: object, said: str, tmp_path: Pa
 @pytest.mark.parametrize(
     "change",
     [{"shake": 1.5}, dict.fromkeys(KINDS, 0.0), {"path_px": (5.0, 2.0)}, {"path_px": (1.0, 99.0)},
-     {"jpeg_quality": (0.5, 90.0)}, {"gamma": 0.0}, {"rotation_deg": -1.0}, {"zoom": float("nan")}],
+     {"jpeg_quality": (0.5, 90.0)}, {"gamma": 0.0}, {"flatter": 2.0}, {"rotation_deg": -1.0}, {"zoom": float("nan")}],
 )  # fmt: skip
 def test_a_bad_config_is_named(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="allowed"):

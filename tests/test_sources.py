@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs
 from deblur_deploy.runtime.media import write_image
+from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.discovery import find_sources, inspect
 from deblur_deploy.training.sources import Frames, ImageCache, Pairs, Photos, Source
 from tests.photos import photo, write_pairs, write_photos
@@ -183,15 +184,16 @@ def test_pairs_stay_aligned_through_crop_and_turn(tmp_path: Path) -> None:
         assert np.array_equal(patch.blurred, patch.sharp // 2)
 
 
-def test_frames_average_light_around_their_middle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gamma", [1.0, 2.2])
+def test_frames_average_light_around_their_middle(gamma: float, tmp_path: Path) -> None:
     paths = [write_frames(tmp_path, 15) / f"frame{i}.png" for i in range(15)]
     for seed in range(20):
-        patch = Frames(paths).draw(np.random.default_rng(seed), 8, 0)
+        patch = Frames(paths, blur=BlurConfig(gamma=gamma, flatter=0)).draw(np.random.default_rng(seed), 8, 0)
         middle = int(patch.sharp[0, 0, 0]) // 10
         assert patch.blurred is not None
         means = {
             half: round(
-                255 * np.mean([(10 * i / 255) ** 2.2 for i in range(middle - half, middle + half + 1)]) ** (1 / 2.2)
+                255 * np.mean([(10 * i / 255) ** gamma for i in range(middle - half, middle + half + 1)]) ** (1 / gamma)
             )
             for half in (2, 3, 4, 5, 6, 7)
             if half <= middle < 15 - half

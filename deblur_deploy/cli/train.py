@@ -111,7 +111,12 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     cache = ImageCache(int(command.cache_gb * 2**30) // (max(config.workers, 1) * accelerator.num_processes))
     with accelerator.main_process_first():
         found = find_sources(
-            command.inputs, command.frames, frames_folder=out / "frames", cache=cache, window=command.frames_window
+            command.inputs,
+            command.frames,
+            frames_folder=out / "frames",
+            cache=cache,
+            window=command.frames_window,
+            blur=command.blur,
         )
     batches = Batches(
         [pair for item in found for pair in item.weighted()],

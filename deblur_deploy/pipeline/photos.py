@@ -32,6 +32,7 @@ _BLUR = BlurConfig(
     sharp=0,
     noisy=0.7,
     jpeg=0,
+    flatter=0,
     highlights=0,
     path_px=(6, 16),
     defocus_radius_px=(1.5, 3),

@@ -74,14 +74,17 @@ class BlurConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Quality as in libjpeg."""
     gamma: float = 2.2
     """Encoded value = linear light ** (1 / gamma)."""
+    flatter: float = 0.35
+    """Share of samples with a gamma between 1 and ``gamma``: tone curves of cameras flatten what is bright, and many
+    published pairs were averaged without decoding at all."""
 
     def __post_init__(self) -> None:
-        for name in (*get_args(Kind), "combined", "highlights", "noisy", "jpeg"):
+        for name in (*get_args(Kind), "combined", "highlights", "noisy", "jpeg", "flatter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
         if sum(getattr(self, kind) for kind in get_args(Kind)) <= 0:
             raise ValueError(f"the shares {', '.join(get_args(Kind))} are all 0; allowed: at least one above 0")
-        for name, low in (("rotation_deg", 0), ("zoom", 0), ("gamma", 0.1)):
+        for name, low in (("rotation_deg", 0), ("zoom", 0), ("gamma", 1)):
             if not low <= getattr(self, name) <= 10:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} to 10")
         for name in self.__struct_fields__:
@@ -116,6 +119,12 @@ class BlurPlan:
     shot_noise: float = 0.0
     jpeg_quality: float | None = None
     noise_seed: int = 0
+    gamma: float = 2.2
+
+
+def draw_gamma(config: BlurConfig, rng: np.random.Generator) -> float:
+    """One sample's gamma."""
+    return float(rng.uniform(1, config.gamma)) if rng.random() < config.flatter else config.gamma
 
 
 def draw_plan(config: BlurConfig, rng: np.random.Generator, measured: list[Array] | None = None) -> BlurPlan:
@@ -152,6 +161,7 @@ def draw_plan(config: BlurConfig, rng: np.random.Generator, measured: list[Array
         shot_noise=_log_uniform(config.shot_noise, rng).item() * noisy,
         jpeg_quality=rng.uniform(*config.jpeg_quality) if rng.random() < config.jpeg else None,
         noise_seed=int(rng.integers(2**31)),
+        gamma=draw_gamma(config, rng),
     )
 
 
@@ -163,12 +173,13 @@ def synthesise(sharp: Tensor, plans: Sequence[BlurPlan], config: BlurConfig, mar
     """
     device = sharp.device
     truth = sharp.float() / 255
-    light = truth**config.gamma
+    gamma = _column([plan.gamma for plan in plans], truth)
+    light = truth**gamma
     if bright := [i for i, plan in enumerate(plans) if plan.highlight_gain]:
         # A ramp, not a step: a step would draw contours that no sensor shows.  The truth clips them too.
         gain = _column([plans[i].highlight_gain for i in bright], light)
         light[bright] *= 1 + gain * ((truth[bright].amin(1, keepdim=True) - 0.8) / 0.2).clamp(min=0)
-        truth[bright] = light[bright].clamp(max=1) ** (1 / config.gamma)
+        truth[bright] = light[bright].clamp(max=1) ** (1 / gamma[bright])
     for i, plan in enumerate(plans):
         if plan.poses is not None:
             # Only what the crop below and the kernel before it will look at.
@@ -187,7 +198,7 @@ def synthesise(sharp: Tensor, plans: Sequence[BlurPlan], config: BlurConfig, mar
         noise = torch.stack([_noise(light[i], plans[i].noise_seed) for i in noisy])
         read, shot = (_column([getattr(plans[i], name) for i in noisy], light) for name in ("read_noise", "shot_noise"))
         light[noisy] = (light[noisy] + noise * (read**2 + shot * light[noisy]).sqrt()).clamp(0, 1)
-    blurred = light ** (1 / config.gamma)
+    blurred = light ** (1 / gamma)
     if packed := [i for i, plan in enumerate(plans) if plan.jpeg_quality is not None]:
         quality = torch.tensor([plans[i].jpeg_quality for i in packed], device=device)
         blurred[packed] = jpeg_roundtrip(blurred[packed], quality)

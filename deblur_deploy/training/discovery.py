@@ -21,6 +21,7 @@ from deblur_deploy.errors import InputError, MissingExtraError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs, holds_pairs
 from deblur_deploy.files import writing_folder
 from deblur_deploy.runtime.media import IMAGE_SUFFIXES, list_images
+from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs, Photos, Source
 
 Kind = Literal["photos", "pairs", "frames"]
@@ -53,11 +54,12 @@ def find_sources(
     frames_folder: Path,
     cache: ImageCache | None = None,
     window: tuple[int, int] = WINDOW,
+    blur: BlurConfig | None = None,
 ) -> list[Found]:
     """What ``inputs`` (kind detected) and ``frames`` (consecutive frames, video) hold; each ``PATH`` or ``PATH=SHARE``.
 
     Inputs without a share divide equally what the others leave of 1.  Videos are unpacked into ``frames_folder``,
-    once.  ``window``: fewest and most frames that are averaged.
+    once.  ``window``: fewest and most frames that are averaged, with the gammas of ``blur``.
 
     Raises MissingFileError or InputError that names what is not there or not usable.
     """
@@ -77,7 +79,7 @@ def find_sources(
             sources = (Photos(_photographs(path), cache),)
         else:
             sequences, note = _sequences(path, frames_folder)
-            sources = tuple(Frames(sequence, cache, window) for sequence in sequences)
+            sources = tuple(Frames(sequence, cache, window, blur or BlurConfig()) for sequence in sequences)
         found.append(Found(path=path, kind=kind, share=share, sources=sources, note=note))
     return found
 

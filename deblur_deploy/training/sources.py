@@ -18,6 +18,7 @@ import numpy as np
 from deblur_deploy.errors import InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import PathPair
 from deblur_deploy.runtime.media import Image, read_image
+from deblur_deploy.training.blur import BlurConfig, draw_gamma
 
 WINDOW = (5, 31)
 """Up to an eighth of a second at 240 frames a second: slow stretches of a film then give strong blur as well."""
@@ -126,7 +127,8 @@ class Frames:
     cache: ImageCache = field(default_factory=ImageCache)
     window: tuple[int, int] = WINDOW
     """Fewest and most frames; the number is drawn evenly between them."""
-    gamma: float = 2.2
+    blur: BlurConfig = BlurConfig()
+    """Whose gammas serve."""
 
     def files(self) -> Sequence[Path]:
         return self.paths
@@ -140,11 +142,12 @@ class Frames:
             raise InputError(f"the frames around {name} differ in size; one folder is one sequence")
         top, left = _corner(rng, frames[half], side_px)
         crops = [frame[top : top + side_px, left : left + side_px] for frame in frames]
-        table = (np.arange(256, dtype=np.float32) / 255) ** self.gamma
+        gamma = draw_gamma(self.blur, rng)
+        table = ((np.arange(256) / 255) ** gamma).astype(np.float32)
         light = np.zeros(crops[half].shape, np.float32)
         for crop in crops:
             cv2.accumulate(cv2.LUT(crop, table), light)
-        blurred = np.rint((light / len(crops)) ** (1 / self.gamma) * 255).astype(np.uint8)
+        blurred = np.rint((light / len(crops)) ** (1 / gamma) * 255).astype(np.uint8)
         return _pair(rng, str(name), _reflected(np.concatenate([blurred, crops[half]], axis=2), side_px))
 
 
