@@ -39,7 +39,7 @@ def light(image: torch.Tensor, gamma: float = 2.2) -> torch.Tensor:
 def test_a_grey_wall_stays_a_grey_wall(kind: str) -> None:
     config, wall = only(kind), torch.full((3, 3, 120, 120), 137, dtype=torch.uint8)
     rng = np.random.default_rng(0)
-    blurred, truth = synthesise(wall, [draw_plan(config, rng) for _ in wall], config, config.margin_px)
+    blurred, truth = synthesise(wall, [draw_plan(config, rng) for _ in wall], config.margin_px)
     assert (blurred == 137).all()
     assert (truth == 137).all()
 
@@ -69,7 +69,7 @@ def test_a_still_camera_changes_nothing() -> None:
     m = config.margin_px
     still = BlurPlan(kind="shake", poses=np.zeros((5, 4), np.float32))
     point = BlurPlan(kind="measured", kernel=np.ones((1, 1), np.float32))
-    blurred, truth = synthesise(sharp, [still, point], config, m)
+    blurred, truth = synthesise(sharp, [still, point], m)
     assert torch.equal(truth, sharp[..., m:-m, m:-m])
     # Coordinates and the Fourier transform round: a hundred-thousandth of a bright neighbour is a level near black.
     difference = (blurred.int() - truth.int()).abs()
@@ -80,7 +80,7 @@ def test_a_still_camera_changes_nothing() -> None:
 def test_sharp_samples_are_left_alone() -> None:
     config, sharp = only("sharp"), patches()
     m = config.margin_px
-    blurred, truth = synthesise(sharp, [draw_plan(config, np.random.default_rng(0))] * 2, config, m)
+    blurred, truth = synthesise(sharp, [draw_plan(config, np.random.default_rng(0))] * 2, m)
     assert torch.equal(blurred, sharp[..., m:-m, m:-m])
     assert torch.equal(truth, blurred)
 
@@ -121,7 +121,7 @@ def test_blur_varies_over_the_image() -> None:
     config, sharp = BlurConfig(), patches(1, 160)
     turn = np.zeros((9, 4), np.float32)
     turn[:, 2] = np.linspace(-0.05, 0.05, 9)
-    blurred, truth = synthesise(sharp, [BlurPlan(kind="shake", poses=turn)], config, config.margin_px)
+    blurred, truth = synthesise(sharp, [BlurPlan(kind="shake", poses=turn)], config.margin_px)
     change = (blurred.float() - truth.float()).abs().mean((0, 1))
     middle = slice(len(change) // 2 - 8, len(change) // 2 + 8)
     assert change[middle, middle].mean() < 0.5 * change.mean()
@@ -133,7 +133,7 @@ def test_an_object_moves_over_a_still_background() -> None:
     blob[:, :2] = 1
     poses = np.zeros((9, 4), np.float32)
     poses[:, 0] = np.linspace(-6, 6, 9)
-    blurred, truth = synthesise(sharp, [BlurPlan(kind="object", poses=poses, blob=blob)], config, config.margin_px)
+    blurred, truth = synthesise(sharp, [BlurPlan(kind="object", poses=poses, blob=blob)], config.margin_px)
     change = (blurred.float() - truth.float()).abs().mean((0, 1, 2))
     third = len(change) // 3
     assert change[: third // 2].mean() > 3
@@ -150,7 +150,7 @@ def test_highlights_clip_after_the_sum(gamma: float) -> None:
     poses = np.zeros((3, 4), np.float32)
     poses[:, 1] = (-1, 0, 1)
     plans = [BlurPlan(kind="shake", poses=poses, highlight_gain=gain, gamma=gamma) for gain in (0.0, 8.0)]
-    blurred, truth = synthesise(dot, plans, config, config.margin_px)
+    blurred, truth = synthesise(dot, plans, config.margin_px)
     assert blurred[0].max() == round(255 * (1 / 3) ** (1 / gamma))
     assert blurred[1].max() == 255
     assert torch.equal(truth[0], truth[1])
@@ -160,7 +160,7 @@ def test_noise_has_the_variance_that_was_drawn() -> None:
     config = BlurConfig()
     grey = torch.full((1, 3, 200, 200), 180, dtype=torch.uint8)
     plan = BlurPlan(kind="sharp", read_noise=0.01, shot_noise=0.001, noise_seed=3)
-    blurred, truth = synthesise(grey, [plan], config, config.margin_px)
+    blurred, truth = synthesise(grey, [plan], config.margin_px)
     level = float(light(truth).mean())
     assert light(blurred).var().item() == pytest.approx(0.01**2 + 0.001 * level, rel=0.05)
 
@@ -178,11 +178,11 @@ def test_the_seed_decides_whatever_batch_a_patch_is_in(seed: int) -> None:
     config, sharp = BlurConfig(), patches(3, 96)
     plans = [draw_plan(config, np.random.default_rng((seed, i))) for i in range(3)]
     again = [draw_plan(config, np.random.default_rng((seed, i))) for i in range(3)]
-    together = synthesise(sharp, plans, config, config.margin_px)
-    repeated = synthesise(sharp, again, config, config.margin_px)
+    together = synthesise(sharp, plans, config.margin_px)
+    repeated = synthesise(sharp, again, config.margin_px)
     assert all(torch.equal(a, b) for a, b in zip(together, repeated, strict=True))
     for i in range(3):
-        alone = synthesise(sharp[i : i + 1], plans[i : i + 1], config, config.margin_px)
+        alone = synthesise(sharp[i : i + 1], plans[i : i + 1], config.margin_px)
         for a, b in zip(alone, together, strict=True):
             # A vectorised sum may round differently at another place in memory: one level, rarely.
             assert (a[0].int() - b[i].int()).abs().max() <= 1
@@ -194,8 +194,8 @@ def test_the_seed_decides_whatever_batch_a_patch_is_in(seed: int) -> None:
 def test_the_gpu_makes_the_same_blur() -> None:
     config, sharp = msgspec.structs.replace(BlurConfig(), noisy=0.0), patches(8, 120)
     plans = [draw_plan(config, np.random.default_rng(i)) for i in range(8)]
-    here = synthesise(sharp, plans, config, config.margin_px)
-    there = synthesise(sharp.cuda(), plans, config, config.margin_px)
+    here = synthesise(sharp, plans, config.margin_px)
+    there = synthesise(sharp.cuda(), plans, config.margin_px)
     for a, b in zip(here, there, strict=True):
         assert (a.float() - b.cpu().float()).abs().mean() < 0.1
 

@@ -124,7 +124,7 @@ def test_pages_show_every_variant_and_need_nothing_else(bundle):
         assert f"| {name} |" in card
     for heading in ("int8: what was tried", "int8: each layer", "int8: calibration"):
         assert heading in page
-    assert "int8: ranges by median on 2 tiles of 2 photographs; 100.0 % of the multiplications" in card
+    assert "int8: ranges by result on 2 tiles of 2 photographs; 100.0 % of the multiplications" in card
     assert page.count("data:image/jpeg;base64,") >= 4
     assert not re.search(r"(src|href)=\"?(https?:)?//", page)
 
@@ -174,7 +174,7 @@ def test_a_wrong_checkpoint_is_one_line_and_status_2(room, tmp_path, capfd, name
         ("[int8]\ntiles = 'many'", "Expected `int`, got `str` - at `$.int8.tiles`; allowed: 1 or more"),
         (
             "[int8]\nmethod = 'guess'",
-            "'guess' - at `$.int8.method`; allowed: median, minmax, moving_average, percentile, entropy",
+            "'guess' - at `$.int8.method`; allowed: result, minmax, moving_average, percentile, entropy",
         ),
         ("int8 = 8", "Expected `object`, got `int` - at `$.int8`"),
         ("[verify]\nrounds = 2.5", "Expected `int`, got `float` - at `$.verify.rounds`; allowed: 1 to 1000"),

@@ -84,7 +84,7 @@ def test_folders_are_taken_from_where_the_file_lies_and_stay_when_it_moves(tmp_p
     ("toml", "said"),
     [
         ("[int8]\ntiles = true", "Expected `int`, got `bool` - at `$.int8.tiles`; allowed: 1 or more"),
-        ("[int8]\nmethod = 3", "Expected `str`, got `int` - at `$.int8.method`; allowed: median, "),
+        ("[int8]\nmethod = 3", "Expected `str`, got `int` - at `$.int8.method`; allowed: result, "),
         ("[verify]\nmax_differing = 1.5", "max_differing is 1.5; allowed: 0 to 1 - at `$.verify.max_differing`"),
         ("[verify]\nroudns = 3", "no key is called `$.verify.roudns`; allowed: fp16_max_drop_db, "),
         ("[[int8]]\ntiles = 1", "Expected `object`, got `array` - at `$.int8`"),

@@ -11,8 +11,8 @@ import msgspec
 Layout = Literal["planes", "rows"]
 """How the graph rearranges pixels; see ``pipeline.graph``."""
 
-Method = Literal["median", "minmax", "moving_average", "percentile", "entropy"]
-"""How activation ranges are found."""
+Method = Literal["result", "minmax", "moving_average", "percentile", "entropy"]
+"""How activation ranges are found: by what they do to the result, or by statistics of the activations."""
 
 
 class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,7 +24,7 @@ class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """PSNR that int8 may lose against fp32 on any single one of the pairs."""
     min_macs: float = 0.5
     """Share of the multiplications that must stay in int8; if the budget cannot be kept so, the export fails."""
-    method: Method = "median"
+    method: Method = "result"
     """How activation ranges are found on the calibration photographs; what is tried first."""
     search: Literal["one", "first", "all"] = "first"
     """Try only this method; others until one keeps the budget; or measure all and keep the best."""

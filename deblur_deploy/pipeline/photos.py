@@ -101,6 +101,6 @@ def _crop(seed: int) -> Pair:
 
 def _blurred(name: str, photo: Image, blur: BlurConfig, seed: int) -> Pair:
     plan = draw_plan(blur, np.random.default_rng(seed))
-    images = synthesise(torch.from_numpy(photo).permute(2, 0, 1)[None], [plan], blur, blur.margin_px)
+    images = synthesise(torch.from_numpy(photo).permute(2, 0, 1)[None], [plan], blur.margin_px)
     blurred, sharp = (np.ascontiguousarray(image[0].permute(1, 2, 0).numpy()) for image in images)
     return Pair(name=f"{name}-{plan.kind}-{seed}", blurred=blurred, sharp=sharp)

@@ -40,7 +40,7 @@ class Batch:
         blurred, sharp = self.blurred.to(device, non_blocking=True), self.sharp.to(device, non_blocking=True)
         if self.plans:
             unblurred = self.unblurred.to(device, non_blocking=True)
-            made, truth = synthesise(unblurred, self.plans, blur, blur.margin_px)
+            made, truth = synthesise(unblurred, self.plans, blur.margin_px)
             blurred, sharp = torch.cat([made, blurred]), torch.cat([truth, sharp])
         return Batch(blurred, sharp, self.unblurred[:0], [], self.names, self.unreadable)
 

@@ -165,7 +165,7 @@ def draw_plan(config: BlurConfig, rng: np.random.Generator, measured: list[Array
     )
 
 
-def synthesise(sharp: Tensor, plans: Sequence[BlurPlan], config: BlurConfig, margin_px: int) -> tuple[Tensor, Tensor]:
+def synthesise(sharp: Tensor, plans: Sequence[BlurPlan], margin_px: int) -> tuple[Tensor, Tensor]:
     """Blur a batch of patches.
 
     ``sharp`` is uint8 (N, 3, H, W) with ``margin_px`` pixels to spare on every side; one plan a patch.  Returns

@@ -127,7 +127,7 @@ class Frames:
     cache: ImageCache = field(default_factory=ImageCache)
     window: tuple[int, int] = WINDOW
     """Fewest and most frames; the number is drawn evenly between them."""
-    blur: BlurConfig = BlurConfig()
+    blur: BlurConfig = field(default_factory=BlurConfig)
     """Whose gammas serve."""
 
     def files(self) -> Sequence[Path]:

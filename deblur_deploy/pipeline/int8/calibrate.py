@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,8 +30,6 @@ from deblur_deploy.runtime.media import Image
 
 _CALIBRATORS: dict[Method, tuple[CalibrationMethod, dict[str, bool]]] = {
     "minmax": (CalibrationMethod.MinMax, {}),
-    # Of the tiles' own ranges: one photograph unlike all others does not take the levels from them.
-    "median": (CalibrationMethod.MinMax, {}),
     # With all tiles collected at once this is the mean of the tiles' extremes.
     "moving_average": (CalibrationMethod.MinMax, {"moving_average": True}),
     # Ranges around zero would spend half of uint8 on negative values, which no ReLU gives.
@@ -131,39 +130,51 @@ def find_ranges(
 ) -> TensorsData:
     """The range of every activation that nodes of ``op_types`` read or write, as ONNX Runtime's calibrators find it."""
     kind, options = _CALIBRATORS[method]
-    with tempfile.TemporaryDirectory(prefix="deblur-ranges-") as folder, redirected():
-        source = Path(folder, "body.onnx")
-        onnx.save(body, source)
-        augmented = str(source.with_stem("augmented"))
-        calibrator = create_calibrator(source, op_types, augmented, kind, extra_options=options)
-        if method == "median":
-            each = []
-            for tile in tiles:
-                calibrator.calibrate_tensors_range = None  # or it would merge them
-                calibrator.collect_data(_Reader(iter([to_blocks(tile, stem)])))
-                each.append(calibrator.compute_data())
-            ranges = _medians(each)
-        elif kind is CalibrationMethod.MinMax:
+    with _calibrator(body, op_types, kind, options) as calibrator:
+        if kind is CalibrationMethod.MinMax:
             calibrator.collect_data(_Reader(to_blocks(tile, stem) for tile in tiles))
-            ranges = calibrator.compute_data()
         else:
             # These keep every activation of what they are given at once, and merge histograms afterwards.
             for tile in tiles:
                 calibrator.collect_data(_Reader(iter([to_blocks(tile, stem)])))
-            ranges = calibrator.compute_data()
+        return _checked(calibrator.compute_data())
+
+
+def ranges_of_each(body: ModelProto, tiles: Sequence[Image], stem: int, op_types: Sequence[str]) -> list[TensorsData]:
+    """The least and the largest value of the same activations, on each tile."""
+    each = []
+    with _calibrator(body, op_types, CalibrationMethod.MinMax, {}) as calibrator:
+        for tile in tiles:
+            calibrator.calibrate_tensors_range = None  # or it would merge them
+            calibrator.collect_data(_Reader(iter([to_blocks(tile, stem)])))
+            each.append(_checked(calibrator.compute_data()))
+    return each
+
+
+def spanning(each: Sequence[TensorsData], share: float) -> TensorsData:
+    """The ranges whose ends are not passed by ``share`` of the tiles."""
+    spans = {}
+    for name in each[0]:
+        lows, highs = np.transpose([np.ravel(ranges[name].range_value) for ranges in each])
+        spans[name] = np.float32(np.quantile(lows, 1 - share)), np.float32(np.quantile(highs, share))
+    return TensorsData(CalibrationMethod.MinMax, spans)
+
+
+@contextlib.contextmanager
+def _calibrator(
+    body: ModelProto, op_types: Sequence[str], kind: CalibrationMethod, options: dict[str, bool]
+) -> Iterator[Any]:
+    with tempfile.TemporaryDirectory(prefix="deblur-ranges-") as folder, redirected():
+        source = Path(folder, "body.onnx")
+        onnx.save(body, source)
+        yield create_calibrator(source, op_types, str(source.with_stem("augmented")), kind, extra_options=options)
+
+
+def _checked(ranges: TensorsData) -> TensorsData:
     for name, data in ranges.items():
         if not np.all(np.isfinite(data.range_value)):
             raise InputError(f"activation {name} is not finite on the calibration photographs; the weights are broken")
     return ranges
-
-
-def _medians(each: Sequence[TensorsData]) -> TensorsData:
-    ends = {
-        name: [[np.float32(end).item() for end in map(np.squeeze, ranges[name].range_value)] for ranges in each]
-        for name in each[0]
-    }
-    medians = {name: np.median(values, axis=0).astype(np.float32) for name, values in ends.items()}
-    return TensorsData(CalibrationMethod.MinMax, {name: (low, high) for name, (low, high) in medians.items()})
 
 
 @contextlib.contextmanager
@@ -171,6 +182,22 @@ def redirected() -> Iterator[None]:
     """Standard output is for results: what libraries print about their progress goes to standard error."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+def run_body(
+    body: ModelProto, tiles: Sequence[Image], stem: int, names: Collection[str]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """What ``body`` computes for each tile: the values called ``names``, its input among them if that is asked for."""
+    probe, wanted = ModelProto(), sorted({*names} - {BLOCKS})
+    probe.CopyFrom(body)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for tile in tiles:
+        blocks = to_blocks(tile, stem)
+        yield {BLOCKS: blocks, **dict(zip(wanted, session.run(wanted, {BLOCKS: blocks}), strict=True))}
 
 
 def clipped_shares(body: ModelProto, quantized: ModelProto, tiles: Sequence[Image], stem: int) -> dict[str, float]:
@@ -185,18 +212,11 @@ def clipped_shares(body: ModelProto, quantized: ModelProto, tiles: Sequence[Imag
             # Half a step further still rounds to a value that exists.
             low, high = (float(scale) * (end - int(zero)) for end in (least - 0.5, most + 0.5))
             limits[node.input[0]] = low, high
-    probe = ModelProto()
-    probe.CopyFrom(body)
-    del probe.graph.output[:]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in limits)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outside = dict.fromkeys(limits, 0)
     total = dict.fromkeys(limits, 0)
-    for tile in tiles:
-        for name, value in zip(limits, session.run(list(limits), {BLOCKS: to_blocks(tile, stem)}), strict=True):
-            low, high = limits[name]
+    for seen in run_body(body, tiles, stem, set(limits)):
+        for name, (low, high) in limits.items():
+            value = seen[name]
             outside[name] += int(np.count_nonzero((value < low) | (value > high)))
             total[name] += value.size
     return {name: outside[name] / total[name] for name in limits}

@@ -26,15 +26,15 @@ from deblur_deploy.training.unet import UNet, UNetConfig
 
 Scales = dict[str, NDArray[np.float32]]
 
-_SHARE = 0.999
-"""Share of a tile's values that a channel's range holds: single pixels do not set it."""
-_FLOOR = 0.05
+_SHARE = 0.8
+"""Share of the tiles whose values a channel's range holds."""
+_FLOOR = 0.2
 """Smallest range, as a share of the largest channel's: what hardly fires here may fire elsewhere."""
 
 
 @torch.no_grad()
 def channel_ranges(unet: UNet, tiles: Sequence[Image]) -> Scales:
-    """The range of each channel behind every 3x3 and every transposed convolution, by its name; mean over ``tiles``."""
+    """The range of each channel behind every 3x3 and every transposed convolution, by its name, on ``tiles``."""
     seen: dict[str, list[Tensor]] = {}
     hooks = []
     for name, module in unet.named_modules():
@@ -44,8 +44,7 @@ def channel_ranges(unet: UNet, tiles: Sequence[Image]) -> Scales:
         def look(
             _module: nn.Module, _inputs: object, output: Tensor, name: str = name, relu: bool = name[:2] != "up"
         ) -> None:
-            values = (output.relu() if relu else output.abs())[0].flatten(1)
-            seen.setdefault(name, []).append(values.quantile(_SHARE, dim=1))
+            seen.setdefault(name, []).append((output.relu() if relu else output.abs()).amax((0, 2, 3)))
 
         hooks.append(module.register_forward_hook(look))
     try:
@@ -54,7 +53,7 @@ def channel_ranges(unet: UNet, tiles: Sequence[Image]) -> Scales:
     finally:
         for hook in hooks:
             hook.remove()
-    ranges = {name: torch.stack(values).mean(0) for name, values in seen.items()}
+    ranges = {name: torch.stack(values).quantile(_SHARE, dim=0) for name, values in seen.items()}
     return {
         # A layer that never fires has nothing to equalize.
         name: (values.clamp_min(_FLOOR * values.max()) if values.max() > 0 else torch.ones_like(values)).numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import get_args
+from typing import cast
 
 from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
@@ -15,7 +15,9 @@ from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.calibrate import cut_tiles, find_ranges
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
 from deblur_deploy.pipeline.int8.probe import int8_ops
-from deblur_deploy.pipeline.int8.quantize import quantize_body, quantize_with_nncf
+from deblur_deploy.pipeline.int8.quantize import layer_name, quantize_body, quantize_with_nncf
+from deblur_deploy.pipeline.int8.rounding import rounded_weights, with_weights
+from deblur_deploy.pipeline.int8.search import ranges_by_result
 from deblur_deploy.runtime.media import Image
 
 NNCF = "nncf"
@@ -29,6 +31,7 @@ class Quantizer:
         self._ops = cache(self._probe)
         self.plain = cache(self._plain)
         """The equalized body in fp32, which is what is quantized."""
+        self._on_grid = cache(lambda layout: rounded_weights(self.plain(layout), tiles, self.stem))
         self._ranges: dict[tuple[str, Layout], TensorsData] = {}
 
     def _plain(self, layout: Layout) -> ModelProto:
@@ -48,10 +51,21 @@ class Quantizer:
         if method == NNCF:
             return quantize_with_nncf(body, self.tiles, self.stem)
         ops = [op for op, runs in self._ops(layout).items() if runs]
+        on_grid = self._on_grid(layout)
         if (method, layout) not in self._ranges:
-            assert method in get_args(Method)
-            self._ranges[method, layout] = find_ranges(body, self.tiles, self.stem, ops, method)  # type: ignore[arg-type]
-        return quantize_body(body, self._ranges[method, layout], ops, in_float=in_float, only=only)
+            self._ranges[method, layout] = (
+                ranges_by_result(body, with_weights(body, on_grid), self.tiles, self.stem, ops)
+                if method == "result"
+                else find_ranges(body, self.tiles, self.stem, ops, cast("Method", method))
+            )
+        chosen = {
+            name: values
+            for name, values in on_grid.items()
+            if layer_name(name) not in in_float and only in (None, layer_name(name))
+        }
+        return quantize_body(
+            with_weights(body, chosen), self._ranges[method, layout], ops, in_float=in_float, only=only
+        )
 
 
 def plain_int8(exporter: Exporter, photos: Sequence[Image], how: Int8Config, layout: Layout) -> Artifact:
