@@ -15,6 +15,10 @@ Method = Literal["result", "minmax", "moving_average", "percentile", "entropy"]
 """How activation ranges are found: by what they do to the result, or by statistics of the activations."""
 
 
+Rounding = Literal["together", "nearest"]
+"""How weights are rounded: each making up for the errors of others, or by itself."""
+
+
 class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to quantize, and what int8 may cost."""
 
@@ -26,6 +30,8 @@ class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Share of the multiplications that must stay in int8; if the budget cannot be kept so, the export fails."""
     method: Method = "result"
     """How activation ranges are found on the calibration photographs; what is tried first."""
+    rounding: Rounding = "together"
+    """How weights are rounded; ``nearest`` is faster, and loses more."""
     search: Literal["one", "first", "all"] = "first"
     """Try only this method; others until one keeps the budget; or measure all and keep the best."""
     nncf: bool = False

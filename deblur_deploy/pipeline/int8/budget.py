@@ -109,7 +109,7 @@ def quantize(
     """
     divisor = exporter.unet.config.size_divisor
     tiles = cut_tiles(photos, divisor, how.tiles, how.tile_px)
-    quantizer = Quantizer(exporter, tiles.images)
+    quantizer = Quantizer(exporter, tiles.images, how.rounding)
     bench = AgainstFp32(fp32, pairs)
     counts = macs_of(fp32.path)
     macs = {layer: count / sum(counts.values()) for layer, count in counts.items()}

@@ -10,13 +10,13 @@ from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
 from deblur_deploy.pipeline.artifact import Artifact
-from deblur_deploy.pipeline.config import Int8Config, Layout, Method
+from deblur_deploy.pipeline.config import Int8Config, Layout, Method, Rounding
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.calibrate import cut_tiles, find_ranges
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
 from deblur_deploy.pipeline.int8.probe import int8_ops
 from deblur_deploy.pipeline.int8.quantize import layer_name, quantize_body, quantize_with_nncf
-from deblur_deploy.pipeline.int8.rounding import rounded_weights, with_weights
+from deblur_deploy.pipeline.int8.rounding import Weights, rounded_weights, with_weights
 from deblur_deploy.pipeline.int8.search import ranges_by_result
 from deblur_deploy.runtime.media import Image
 
@@ -26,17 +26,21 @@ NNCF = "nncf"
 class Quantizer:
     """Quantizes the bodies of ``exporter``, calibrated on ``tiles`` (uint8 HxWx3 RGB, all of one size)."""
 
-    def __init__(self, exporter: Exporter, tiles: Sequence[Image]) -> None:
+    def __init__(self, exporter: Exporter, tiles: Sequence[Image], rounding: Rounding = "together") -> None:
         self.exporter, self.tiles, self.stem = exporter, tiles, exporter.unet.config.stem
         self._ops = cache(self._probe)
         self.plain = cache(self._plain)
         """The equalized body in fp32, which is what is quantized."""
-        self._on_grid = cache(lambda layout: rounded_weights(self.plain(layout), tiles, self.stem))
+        self._rounding = rounding
+        self._on_grid = cache(self._rounded)
         self._ranges: dict[tuple[str, Layout], TensorsData] = {}
 
     def _plain(self, layout: Layout) -> ModelProto:
         ranges = channel_ranges(self.exporter.unet, self.tiles)
         return equalized(self.exporter.body(layout), self.exporter.unet.config, ranges, layout)
+
+    def _rounded(self, layout: Layout) -> Weights:
+        return rounded_weights(self.plain(layout), self.tiles, self.stem) if self._rounding == "together" else {}
 
     def _probe(self, layout: Layout) -> dict[str, bool]:
         return int8_ops(self.exporter.body(layout), 4 * self.exporter.unet.config.size_divisor // self.stem)
@@ -72,4 +76,4 @@ def plain_int8(exporter: Exporter, photos: Sequence[Image], how: Int8Config, lay
     """The int8 variant by ``how.method``, with no look at what it loses: for timing, and for comparisons."""
     named = {str(number): photo for number, photo in enumerate(photos)}
     tiles = cut_tiles(named, exporter.unet.config.size_divisor, how.tiles, how.tile_px).images
-    return exporter.int8(Quantizer(exporter, tiles).body(how.method, layout), layout)
+    return exporter.int8(Quantizer(exporter, tiles, how.rounding).body(how.method, layout), layout)

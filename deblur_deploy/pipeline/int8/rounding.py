@@ -20,6 +20,9 @@ from onnx import ModelProto, numpy_helper
 from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.runtime.media import Image
 
+Weights = Mapping[str, NDArray[np.float32]]
+"""By the name of the constant."""
+
 _MOST = 127
 _DAMPING = 0.01
 """Added to the diagonal of the moments, as a share of its mean: what the tiles do not show may still occur."""
@@ -27,8 +30,8 @@ _PLACES = 256
 """Places of a tile that are looked at; all tiles together show several times more than a filter has weights."""
 
 
-def rounded_weights(body: ModelProto, tiles: Sequence[Image], stem: int) -> dict[str, NDArray[np.float32]]:
-    """The weights of the convolutions of ``body`` (fp32) on the int8 grid, by the name of the constant."""
+def rounded_weights(body: ModelProto, tiles: Sequence[Image], stem: int) -> Weights:
+    """The weights of the convolutions of ``body`` (fp32) on the int8 grid."""
     constants = {value.name: numpy_helper.to_array(value) for value in body.graph.initializer}
     inputs = {node.input[1]: node.input[0] for node in body.graph.node if node.op_type == "Conv"}
     moments = dict.fromkeys(inputs, np.zeros((), np.float64))
@@ -42,7 +45,7 @@ def rounded_weights(body: ModelProto, tiles: Sequence[Image], stem: int) -> dict
     return {name: round_weights(constants[name], moment) for name, moment in moments.items()}
 
 
-def with_weights(body: ModelProto, weights: Mapping[str, NDArray[np.float32]]) -> ModelProto:
+def with_weights(body: ModelProto, weights: Weights) -> ModelProto:
     """``body`` with other values for the constants that ``weights`` names."""
     result = ModelProto()
     result.CopyFrom(body)

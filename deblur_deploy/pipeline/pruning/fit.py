@@ -118,8 +118,9 @@ def export_for(unet: UNet, provider: str, precision: Precision, photos: Sequence
     """The file of ``unet`` that suits ``provider``: a bundle has more, and would choose this one too."""
     exporter = Exporter(unet, "0" * 64, folder)
     if precision == "int8":
-        # The scales decide nothing about time, so few tiles do.
-        return plain_int8(exporter, photos, Int8Config(tiles=2, tile_px=128), int8_layout(provider)).path
+        # Scales and rounding decide nothing about time.
+        how = Int8Config(tiles=2, tile_px=128, method="minmax", rounding="nearest")
+        return plain_int8(exporter, photos, how, int8_layout(provider)).path
     return (exporter.fp16() if precision == "fp16" else exporter.fp32()).path
 
 
