@@ -17,6 +17,7 @@ from deblur_deploy.evaluation.bench import Entry, Progress, entries_of
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.evaluation.record import Record, Row, write_json
 from deblur_deploy.pipeline.photos import builtin_pairs
+from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.shipped import DEFAULT_BUNDLE
@@ -45,7 +46,8 @@ class Options:
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """The options as a record keeps them."""
-        return {"model": self.model.name, "threads": self.threads, "quick": self.quick, **more}
+        files = {name: variant.sha256 for name, variant in Bundle.read(self.model).variants.items()}
+        return {"model": self.model.name, "files": files, "threads": self.threads, "quick": self.quick, **more}
 
 
 def present(names: Iterable[str], notes: list[str]) -> list[str]:

@@ -149,6 +149,7 @@ def soak(options: dict[str, Any]) -> dict[str, Any]:
         engine(noise(*size, i))
     after = {count: mb for count, mb in trace.items() if count >= 1000}
     return {
+        "calls": options["calls"],
         "mb_after_1000": after[1000],
         "mb_at_most": max(after.values()),
         "growth": max(after.values()) / after[1000] - 1,

@@ -135,6 +135,12 @@ def test_quality_is_scikit_images_against_the_truth_and_against_fp32(pairs):
     assert same.psnr_blurred == same.psnr
     assert same.psnr_to_fp32 is None
     assert dark.psnr_to_fp32 == pytest.approx(20 * np.log10(255))
+    assert (same.worst_drop_db, same.worst_image) == (None, None)
+    lost = {
+        pair.name: psnr(pair.blurred, pair.sharp) - psnr(np.maximum(pair.blurred, 1) - 1, pair.sharp) for pair in pairs
+    }
+    assert dark.worst_drop_db == pytest.approx(max(lost.values()))
+    assert dark.worst_image == max(lost, key=lost.__getitem__)
 
 
 def test_every_variant_runs_on_every_provider_and_its_receipt_is_kept(bundle, folder, tmp_path, capsys):

@@ -31,6 +31,7 @@ from tests.photos import write_pairs
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {
     "latency": "Latency", "quality": "Quality", "peers": "Peers", "limits": "Limits", "scaling": "Scaling",
+    "engine": "Engine", "quantization": "Quantization", "pruning": "Pruning",
     "report": "Report",
 }  # fmt: skip
 SIZES = ("640x360", "1280x720")

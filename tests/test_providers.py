@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 
 from deblur_deploy import DeblurEngine
-from deblur_deploy.errors import InputError, ProviderError
+from deblur_deploy.errors import InputError, MemoryLimitError, ProviderError
 from deblur_deploy.runtime import doctor, hardware, providers, sessions, threads
 from deblur_deploy.runtime import engine as engine_module
 from deblur_deploy.runtime.providers import Provider
@@ -62,6 +62,24 @@ def test_auto_moves_on_with_one_warning_that_says_why(bundle: Path, monkeypatch:
     assert "cuda" in engine.receipt.skipped
 
 
+def test_auto_moves_on_from_a_full_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, opened = (
+        Provider(name="cuda", ort_name="CUDAExecutionProvider", device="none", kind="GPU"),
+        DeblurEngine._open,
+    )
+
+    def scarce(self: DeblurEngine, provider: Provider, tuned: str | None = None) -> object:
+        if provider is full:
+            raise MemoryLimitError("cuda has too little memory")
+        return opened(self, provider, tuned)
+
+    cpu = providers.find("cpu")
+    monkeypatch.setattr("deblur_deploy.runtime.engine.candidates", lambda skipped: [full, cpu])
+    monkeypatch.setattr(DeblurEngine, "_open", scarce)
+    with pytest.warns(RuntimeWarning, match="cuda is not used: cuda has too little memory"):
+        assert DeblurEngine(bundle).receipt.provider == "cpu"
+
+
 def test_a_failing_run_is_not_repeated_on_the_cpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = DeblurEngine(bundle, "cpu")
     assert engine._main is not None
@@ -87,6 +105,7 @@ def test_arithmetic_is_what_runs() -> None:
     assert ask("fp32", "fp32", name="cuda", kind="GPU") == "fp32"
     assert ask("int8", "auto", name="openvino", native_bf16=True) == "int8"
     assert ask("int8", "auto", name="cuda", kind="GPU") == "tf32"
+    assert ask("int8", "auto", name="tensorrt", kind="GPU") == "unknown"
 
 
 def test_what_providers_are_told() -> None:

@@ -63,6 +63,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     ssim: float | None = None
     psnr_to_fp32: float | None = None
     """Mean PSNR of the restored images against those of fp32, in dB; None for fp32 itself or equal images."""
+    worst_drop_db: float | None = None
+    """PSNR that the image that loses most against fp32 loses, in dB; None for fp32 itself."""
+    worst_image: str | None = None
+    """Its name."""
     facts: dict[str, Any] = {}
     """The engine's receipt, or the peer's settings."""
 

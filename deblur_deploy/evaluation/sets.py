@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
@@ -50,6 +51,21 @@ def steps(entries: Sequence[Entry], sets: Sets, plan: Plan) -> int:
     return sum(map(len, sets.values())) + len(entries) * (1 + len(plan.sizes)) + len(plan.sizes)
 
 
+_QUALITY = ("data", "psnr_blurred", "psnr", "ssim", "psnr_to_fp32", "worst_drop_db", "worst_image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finding:
+    """What one entry made of one pair."""
+
+    name: str
+    quality: Quality
+    to_fp32: float | None = None
+    """PSNR against what fp32 made of it; None where there is no fp32."""
+    drop_db: float | None = None
+    """PSNR lost against fp32."""
+
+
 def measure(
     entries: Sequence[Entry],
     sets: Sets,
@@ -71,7 +87,7 @@ def measure(
 
 def with_quality(row: Row, of: Row) -> Row:
     """``row``, with the quality that ``of`` has."""
-    values = {name: getattr(of, name) for name in ("data", "psnr_blurred", "psnr", "ssim", "psnr_to_fp32")}
+    values = {name: getattr(of, name) for name in _QUALITY}
     return msgspec.structs.replace(row, **values, facts=row.facts or of.facts, error=row.error or of.error)
 
 
@@ -92,7 +108,7 @@ def measure_quality(entries: Sequence[Entry], sets: Sets, on_progress: Progress 
                 errors[entry.name] = str(error)
         rows: list[Row] = []
         for name, pairs in sets.items():
-            found: dict[str, list[tuple[Quality, float | None]]] = {entry.name: [] for entry in entries}
+            found: dict[str, list[_Finding]] = {entry.name: [] for entry in entries}
             for count, pair in enumerate(pairs, 1):
                 on_progress(f"quality: {name}, {count} of {len(pairs)}")
                 for at, value in _one_pair(entries, workers, pair, errors).items():
@@ -103,10 +119,10 @@ def measure_quality(entries: Sequence[Entry], sets: Sets, on_progress: Progress 
 
 def _one_pair(
     entries: Sequence[Entry], workers: Mapping[str, Worker], pair: Pair, errors: dict[str, str]
-) -> dict[str, tuple[Quality, float | None]]:
-    """Quality and PSNR to fp32 by entry; who fails has none, and an error from now on."""
-    found: dict[str, tuple[Quality, float | None]] = {}
-    fp32: dict[str, Image] = {}
+) -> dict[str, _Finding]:
+    """By entry; who fails has none, and an error from now on."""
+    found: dict[str, _Finding] = {}
+    fp32: dict[str, tuple[Image, Quality]] = {}
     # fp32 first, so that the others can be compared with it.
     for entry in sorted(entries, key=lambda entry: entry.variant != "fp32"):
         if entry.name in errors:
@@ -116,17 +132,24 @@ def _one_pair(
         except DeblurError as error:
             errors[entry.name] = str(error)
             continue
-        exact = fp32.get(entry.model)
-        if exact is None and entry.variant == "fp32":
-            fp32[entry.model] = restored
-        found[entry.name] = compare(restored, pair), None if exact is None else psnr(restored, exact)
+        quality = compare(restored, pair)
+        if entry.model in fp32:
+            exact, best = fp32[entry.model]
+            lost = best.psnr - quality.psnr
+            found[entry.name] = _Finding(
+                name=pair.name, quality=quality, to_fp32=psnr(restored, exact), drop_db=lost if isfinite(lost) else 0.0
+            )
+        else:
+            found[entry.name] = _Finding(name=pair.name, quality=quality)
+            if entry.variant == "fp32":
+                fp32[entry.model] = restored, quality
     return found
 
 
 def _quality_row(
     entry: Entry,
     data: str,
-    found: Sequence[tuple[Quality, float | None]],
+    found: Sequence[_Finding],
     workers: Mapping[str, Worker],
     errors: Mapping[str, str],
 ) -> Row:
@@ -136,8 +159,9 @@ def _quality_row(
         facts = workers[entry.name].facts
     except DeblurError as error:
         return entry.row("", data=data, error=str(error))
-    mean = mean_quality(quality for quality, _ in found)
-    to_fp32 = [value for _, value in found if value is not None]
+    mean = mean_quality(of.quality for of in found)
+    to_fp32 = [of.to_fp32 for of in found if of.to_fp32 is not None]
+    drop, image = max(((of.drop_db, of.name) for of in found if of.drop_db is not None), default=(None, None))
     return entry.row(
         "",
         data=data,
@@ -145,5 +169,7 @@ def _quality_row(
         psnr=mean.psnr,
         ssim=mean.ssim,
         psnr_to_fp32=fmean(to_fp32) if len(to_fp32) == len(found) else None,
+        worst_drop_db=drop,
+        worst_image=image,
         facts=facts,
     )

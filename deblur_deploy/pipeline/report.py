@@ -143,6 +143,7 @@ def _int8_tables(int8: dict[str, Any]) -> list[Table]:
     for words, names in (
         ("Too small for a tile", audit["left_out"]),
         ("Also among the pairs", audit["shared_with_pairs"]),
+        ("Among the pairs, but not calibrated on, are tiles that are", audit["missing"]),
     ):
         note += f" {words}: {', '.join(names)}." if names else ""
     columns = ["share of tiles that are", "calibration", "pairs"]

@@ -23,7 +23,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from deblur_deploy.contract import ModelContract
-from deblur_deploy.errors import DeblurError, InputError, MissingFileError, ModelError, ProviderError
+from deblur_deploy.errors import DeblurError, InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
 from deblur_deploy.files import existing
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.memory import budget_bytes
@@ -182,7 +182,7 @@ class DeblurEngine:
         for provider in providers:
             try:
                 return self._open(provider)
-            except ProviderError as error:
+            except (ProviderError, MemoryLimitError) as error:
                 if provider is providers[-1]:
                     raise
                 self._skip(provider.name, str(error))

@@ -85,6 +85,8 @@ class Provider:
 
     def arithmetic(self, model: Precision, asked: str) -> str:
         """The precision that convolutions really run in, for a file of precision ``model`` and the user's wish."""
+        if self.name not in AUTO:
+            return "unknown"  # None of them tells, and some choose by themselves.
         if model == "int8" and self.name != "cuda":
             return "int8"
         if self.name == "openvino" and self.kind == "CPU":
