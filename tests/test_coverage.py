@@ -36,8 +36,15 @@ def test_the_share_is_what_the_optimized_graph_has(tmp_path):
     assert int8_share(mixed, cpu) == pytest.approx(1 - macs["encoder.0.2"] / sum(macs.values()))
     assert int8_share(mixed, Provider(name="cuda", ort_name="", device="")) == 0
     assert int8_share(mixed, Provider(name="coreml", ort_name="", device="")) is None
+
+
+@pytest.mark.parametrize("layer", ["encoder.0.0", "encoder.0.2", "up.0.conv", "head"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["stem4", "classic"])
+def test_a_layer_that_stays_float_is_float_when_it_runs(name, layout, layer, tmp_path):
+    mixed = small.exporter(tmp_path, name).int8(quantized(name, layout, in_float=[layer]), layout).path
     kernels = kernels_of(mixed, 64)
-    assert {name for name, kernel in kernels.items() if not kernel.int8} == {"encoder.0.2"}
+    assert {name for name, kernel in kernels.items() if not kernel.int8} == {layer}
     assert all(kernel.ms > 0 for kernel in kernels.values())
 
 

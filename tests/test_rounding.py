@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from deblur_deploy.pipeline.config import Layout
-from deblur_deploy.pipeline.graph import export_body
-from deblur_deploy.pipeline.int8.calibrate import find_ranges
-from deblur_deploy.pipeline.int8.quantize import quantize_body
-from deblur_deploy.pipeline.int8.rounding import round_weights, rounded_weights, with_weights
-from deblur_deploy.training.unet import UNet, UNetConfig
+from deblur_deploy.pipeline.int8.calibrate import find_ranges, run_body
+from deblur_deploy.pipeline.int8.quantize import layer_name, layers, quantize_body
+from deblur_deploy.pipeline.int8.quantizer import Quantizer
+from deblur_deploy.pipeline.int8.rounding import (
+    Weights,
+    _columns,
+    input_moments,
+    round_weights,
+    rounded_weights,
+    with_weights,
+)
+from tests.photos import photo
+from tests.small import CONFIGS, body, exporter
+from tests.test_graph import LAYOUTS
 
-CONFIG = UNetConfig(stem=2, encoder=((8, 6), (10,)), up=(7,), decoder=((6,),))
-TILES = list(np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8))
+TILES = [cv2.GaussianBlur(photo(seed, 96, 96), None, 1) for seed in range(4)]
 
 
 def nearest(weights: np.ndarray) -> np.ndarray:
@@ -44,8 +56,8 @@ def test_values_that_have_nothing_in_common_are_rounded_to_the_nearest() -> None
     np.testing.assert_allclose(round_weights(weights, np.diag(np.arange(1.0, 31.0))), nearest(weights), rtol=1e-5)
 
 
-@pytest.mark.parametrize("common", [1, 10])
-def test_values_that_go_together_lose_many_times_less(common: int) -> None:
+@pytest.mark.parametrize(("common", "times"), [(1, 1.5), (10, 15)])
+def test_values_that_go_together_lose_less(common: int, times: float) -> None:
     rng = np.random.default_rng(1)
     weights = rng.normal(size=(8, 200)).astype(np.float32)
     values = rng.normal(size=(200, 1000)) + common * rng.normal(size=1000)
@@ -53,7 +65,7 @@ def test_values_that_go_together_lose_many_times_less(common: int) -> None:
     def lost(rounded: np.ndarray) -> float:
         return float(np.square((rounded - weights) @ values).sum())
 
-    assert lost(round_weights(weights, values @ values.T)) < lost(nearest(weights)) / (1.5 * common)
+    assert lost(round_weights(weights, values @ values.T)) < lost(nearest(weights)) / times
 
 
 def test_dead_inputs_and_dead_outputs_are_no_trouble() -> None:
@@ -64,14 +76,55 @@ def test_dead_inputs_and_dead_outputs_are_no_trouble() -> None:
         np.testing.assert_allclose(found[1:], nearest(weights[1:]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["planes", "rows"])
-def test_who_quantizes_them_rounds_nothing_more(layout: Layout) -> None:
-    body = export_body(UNet(CONFIG).eval(), layout)
-    weights = rounded_weights(body, TILES, CONFIG.stem)
-    ranges = find_ranges(body, TILES, CONFIG.stem, ["Conv"], "minmax")
-    quantized = quantize_body(with_weights(body, weights), ranges, ["Conv"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_who_quantizes_them_rounds_nothing_more(name: str, layout: Layout) -> None:
+    weights = rounded_weights(body(name, layout), input_moments(body(name, "rows"), TILES, CONFIGS[name].stem))
+    ranges = find_ranges(body(name, layout), TILES, CONFIGS[name].stem, ["Conv"], "minmax")
+    quantized = quantize_body(with_weights(body(name, layout), weights), ranges, ["Conv"])
     constants = {value.name: numpy_helper.to_array(value) for value in quantized.graph.initializer}
-    assert len(weights) == sum(node.op_type == "Conv" for node in body.graph.node)
-    for name, values in weights.items():
-        step = constants[f"{name}_scale"].reshape(-1, 1, 1, 1)
-        np.testing.assert_allclose(constants[f"{name}_quantized"] * step, values, atol=step.max() * 1e-3)
+    assert {layer_name(weight) for weight in weights} == {*layers(body(name, layout))}
+    for weight, values in weights.items():
+        step = constants[f"{weight}_scale"].reshape(-1, 1, 1, 1)
+        np.testing.assert_allclose(constants[f"{weight}_quantized"] * step, values, atol=step.max() * 1e-3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_network_errs_less_than_with_weights_rounded_to_the_nearest(name: str) -> None:
+    plain, stem = body(name, "rows"), CONFIGS[name].stem
+    (output,) = (value.name for value in plain.graph.output)
+    unseen = [cv2.GaussianBlur(photo(seed, 96, 96), None, 2) for seed in (11, 12)]
+
+    def error(weights: Weights) -> float:
+        results = [
+            [seen[output] for seen in run_body(model, unseen, stem, {output})]
+            for model in (plain, with_weights(plain, weights))
+        ]
+        return float(np.square(np.subtract(*results)).mean())
+
+    together = rounded_weights(plain, input_moments(plain, TILES, stem))
+    alone = rounded_weights(plain, {layer: np.eye(len(m)) for layer, m in input_moments(plain, TILES, stem).items()})
+    assert error(together) < error(alone) / 2
+
+
+def test_moments_are_those_of_what_a_convolution_reads() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
+    weights = torch.randn(4, 3, 3, 3)
+    columns = _columns(values, 3, 1000, np.random.default_rng(1))
+    expected = torch.nn.functional.conv2d(torch.from_numpy(values)[None], weights, padding=1)[0].flatten(1)
+    found = weights.flatten(1) @ torch.from_numpy(columns)
+    torch.testing.assert_close(found.sort(1).values, expected.sort(1).values)
+    assert _columns(values, 1, 10, np.random.default_rng(1)).shape == (3, 10)
+
+
+def test_layers_in_float_keep_their_weights(tmp_path: Path) -> None:
+    quantizer = Quantizer(exporter(tmp_path), TILES)
+    plain = {value.name: numpy_helper.to_array(value) for value in quantizer.plain("rows").graph.initializer}
+    for how in ({"in_float": ["encoder.1.0", "head"]}, {"only": "up.0.conv"}):
+        made = quantizer.body("minmax", "rows", **how)  # type: ignore[arg-type]
+        kept = {value.name for value in made.graph.initializer} & {name for name in plain if name.endswith(".weight")}
+        expected = how.get("in_float") or {*layers(body("stem4", "rows"))} - {"up.0.conv"}
+        assert {layer_name(name) for name in kept} == {*expected}
+        for value in made.graph.initializer:
+            if value.name in kept:
+                assert np.array_equal(numpy_helper.to_array(value), plain[value.name])

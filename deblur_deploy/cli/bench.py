@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, zip_longest
@@ -92,6 +93,7 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
         return _compare(*arguments.compare)
     if arguments.tune:
         return tune.run(arguments.models, providers=arguments.providers, budget_s=arguments.budget_s, console=console)
+    start = time.monotonic()
     notes: list[str] = []
     entries = _entries(arguments, notes)
     sets, failed = _sets(arguments.data)
@@ -127,6 +129,7 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
         machine_noise=outcome.machine_noise,
         stolen=outcome.stolen,
         notes=[*notes, *failed],
+        found={"seconds": round(time.monotonic() - start, 1)},
         rows=outcome.rows,
     )
     _write(arguments, result)

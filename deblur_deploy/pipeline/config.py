@@ -11,12 +11,15 @@ import msgspec
 Layout = Literal["planes", "rows"]
 """How the graph rearranges pixels; see ``pipeline.graph``."""
 
-Method = Literal["result", "minmax", "moving_average", "percentile", "entropy"]
-"""How activation ranges are found: by what they do to the result, or by statistics of the activations."""
+Statistic = Literal["minmax", "moving_average", "percentile", "entropy"]
+"""What ONNX Runtime's calibrators take for the range of an activation."""
+
+Method = Literal["result", Statistic]
+"""How activation ranges are found: by what they do to the result, or by the values of the activation alone."""
 
 
 Rounding = Literal["together", "nearest"]
-"""How weights are rounded: each making up for the errors of others, or by itself."""
+"""How weights are rounded: each making up for the errors of those before it (GPTQ), or by itself."""
 
 
 class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,7 +34,7 @@ class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     method: Method = "result"
     """How activation ranges are found on the calibration photographs; what is tried first."""
     rounding: Rounding = "together"
-    """How weights are rounded; ``nearest`` is faster, and loses more."""
+    """How weights are rounded: together, so that their errors cancel (GPTQ); or each to the nearest, faster."""
     search: Literal["one", "first", "all"] = "first"
     """Try only this method; others until one keeps the budget; or measure all and keep the best."""
     nncf: bool = False

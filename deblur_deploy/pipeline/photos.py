@@ -94,7 +94,7 @@ def _pair(name: str, seed: int, longest_px: int = 640) -> Pair:
 
 
 def _crop(seed: int) -> Pair:
-    """256x256 pixels of a built-in photograph at any scale, as training would see it."""
+    """256x256 pixels of a built-in photograph at any scale, at any strength of blur."""
     drawn = Photos(builtin_photographs()).draw(np.random.default_rng((1, seed)), 256, _WIDE.margin_px)
     return _blurred(Path(drawn.name).stem, drawn.sharp, _WIDE, 1000 + seed)
 

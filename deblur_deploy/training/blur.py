@@ -1,8 +1,9 @@
 """Blurred photographs made from sharp ones, in torch, the same code on every device.
 
 A sample's blur is drawn on the CPU as a small ``BlurPlan`` (so it depends on the seed alone) and then applied where
-the image is.  Light is averaged in linear intensity, as a sensor does: decode gamma, brighten highlights beyond what
-the sensor can hold, move and defocus, clip, add shot and read noise, encode, round to 8 bits, compress.
+the image is.  Light is averaged in linear intensity, as a sensor does (but see ``flatter``): decode gamma, brighten
+highlights beyond what the sensor can hold, move and defocus, clip, add shot and read noise, encode, round to 8 bits,
+compress.
 
 Camera shake is a smooth path of shift, rotation and zoom, hence different in every corner of the image.  Every path
 and kernel is centred on its mean, which is where a network that sees one image can place the sharp result.

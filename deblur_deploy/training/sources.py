@@ -121,14 +121,14 @@ class Pairs:
 
 @dataclass
 class Frames:
-    """Consecutive sharp frames: an odd window averaged in linear light, against its middle frame."""
+    """Consecutive sharp frames: an odd window averaged, with the gammas of ``blur``, against its middle frame."""
 
     paths: list[Path]
     cache: ImageCache = field(default_factory=ImageCache)
     window: tuple[int, int] = WINDOW
     """Fewest and most frames; the number is drawn evenly between them."""
     blur: BlurConfig = field(default_factory=BlurConfig)
-    """Whose gammas serve."""
+    """Only its ``gamma`` and ``flatter`` matter here."""
 
     def files(self) -> Sequence[Path]:
         return self.paths

@@ -1,7 +1,8 @@
 """Calibration: which tiles of which photographs, the ranges that activations take on them, and whether that was enough.
 
-The ranges are found by ONNX Runtime's own calibrators.  The audit then says what a bad calibration would hide: how
-many values of photographs that were held out lie outside of the ranges, and what kinds of photographs were missing.
+The ranges of a statistic, and those of single tiles, are found by ONNX Runtime's own calibrators.  The audit then says
+what a bad calibration would hide: how many values of photographs that were held out lie outside of the ranges, and what
+kinds of photographs were missing.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.config import Method
+from deblur_deploy.pipeline.config import Statistic
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
 from deblur_deploy.runtime.media import Image
 
-_CALIBRATORS: dict[Method, tuple[CalibrationMethod, dict[str, bool]]] = {
+_CALIBRATORS: dict[Statistic, tuple[CalibrationMethod, dict[str, bool]]] = {
     "minmax": (CalibrationMethod.MinMax, {}),
     # With all tiles collected at once this is the mean of the tiles' extremes.
     "moving_average": (CalibrationMethod.MinMax, {"moving_average": True}),
@@ -67,6 +68,8 @@ class Audit:
     """Photographs that are smaller than a tile."""
     tiles: int
     tile_px: int
+    held: float | None
+    """Share of the tiles whose values the ranges hold, where that was chosen by the result."""
     kinds: dict[str, float]
     """Share of the calibration tiles that are dark, bright, sharp, blurred."""
     held_out_kinds: dict[str, float]
@@ -126,7 +129,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def find_ranges(
-    body: ModelProto, tiles: Sequence[Image], stem: int, op_types: Sequence[str], method: Method
+    body: ModelProto, tiles: Sequence[Image], stem: int, op_types: Sequence[str], method: Statistic
 ) -> TensorsData:
     """The range of every activation that nodes of ``op_types`` read or write, as ONNX Runtime's calibrators find it."""
     kind, options = _CALIBRATORS[method]
@@ -187,7 +190,7 @@ def redirected() -> Iterator[None]:
 def run_body(
     body: ModelProto, tiles: Sequence[Image], stem: int, names: Collection[str]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """What ``body`` computes for each tile: the values called ``names``, its input among them if that is asked for."""
+    """What ``body`` reads (``BLOCKS``) and computes for each tile: the values called ``names``."""
     probe, wanted = ModelProto(), sorted({*names} - {BLOCKS})
     probe.CopyFrom(body)
     del probe.graph.output[:]
@@ -237,6 +240,7 @@ def kinds_of(tiles: Sequence[Image]) -> dict[str, float]:
 
 def make_audit(
     method: str,
+    held: float | None,
     photos: Mapping[str, Image],
     tiles: Tiles,
     held_out: Mapping[str, Image],
@@ -248,6 +252,7 @@ def make_audit(
     same = {image.tobytes() for image in held_out.values()}
     return Audit(
         method=method,
+        held=held,
         photos=tiles.photos,
         left_out=tiles.left_out,
         tiles=len(tiles.images),

@@ -75,8 +75,9 @@ def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kerne
         times.setdefault(name, []).append(args["ms"])
     found = {}
     for node in graph.node:
-        # A float kernel that blocks channels has other constants, and is called after what it gives.
-        marks = (*node.input[1:], node.name.removesuffix("_nchwc"))
+        # A float kernel that blocks channels has other constants, and is called after what it gives, or gave before
+        # the quantization behind it was moved.
+        marks = (*node.input[1:], node.name.removesuffix("_nchwc").removesuffix("_pre_q"))
         layer = next((layers[mark] for mark in marks if mark in layers), None)
         if "Conv" in node.op_type and layer is not None:
             found[layer] = Kernel(op=node.op_type, ms=median(times[node.name][len(times[node.name]) > 1 :]))

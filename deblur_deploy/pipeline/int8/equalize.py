@@ -1,4 +1,4 @@
-"""Every channel of an activation is given the same range before it is quantized, which changes nothing but rounding.
+"""The channels of an activation are given like ranges before it is quantized, which changes nothing but rounding.
 
 An activation has one scale for all of its channels, so a channel that is a hundred times smaller than another is left
 with two or three of the 256 levels.  Behind a ReLU, and behind the linear upsampling, a channel may be divided by any
@@ -6,7 +6,8 @@ positive number if what reads it multiplies by it: max-pooling, concatenation an
 have a scale for each output channel, and what a channel contributes is what their rounding should be measured by.
 
 Source: Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction (2019); here the ranges are
-those of activations on photographs, as in Xiao et al., SmoothQuant (2023), with all of the migration.
+those of activations on photographs, as in Xiao et al., SmoothQuant (2023), with all of the migration that ``_FLOOR``
+allows.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ def _shield(model: ModelProto, names: Collection[str]) -> None:
     ONNX Runtime quantizes the weights of a convolution that it finds between DequantizeLinear and QuantizeLinear by
     itself (1.32).  The maximum of one value is that value, and stands between.
     """
-    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    # The whole graph dequantizes the image's bytes in front of the body.
+    dequantized = {BLOCKS, *(node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear")}
     kept = []
     for node in model.graph.node:
         if node.name in names and node.input[0] in dequantized:

@@ -10,14 +10,14 @@ from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
 from deblur_deploy.pipeline.artifact import Artifact
-from deblur_deploy.pipeline.config import Int8Config, Layout, Method, Rounding
+from deblur_deploy.pipeline.config import Int8Config, Layout, Rounding, Statistic
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.int8.calibrate import cut_tiles, find_ranges
+from deblur_deploy.pipeline.int8.calibrate import cut_tiles, find_ranges, ranges_of_each, spanning
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
 from deblur_deploy.pipeline.int8.probe import int8_ops
 from deblur_deploy.pipeline.int8.quantize import layer_name, quantize_body, quantize_with_nncf
-from deblur_deploy.pipeline.int8.rounding import Weights, rounded_weights, with_weights
-from deblur_deploy.pipeline.int8.search import ranges_by_result
+from deblur_deploy.pipeline.int8.rounding import Weights, input_moments, rounded_weights, with_weights
+from deblur_deploy.pipeline.int8.search import share_by_result
 from deblur_deploy.runtime.media import Image
 
 NNCF = "nncf"
@@ -28,52 +28,64 @@ class Quantizer:
 
     def __init__(self, exporter: Exporter, tiles: Sequence[Image], rounding: Rounding = "together") -> None:
         self.exporter, self.tiles, self.stem = exporter, tiles, exporter.unet.config.stem
+        self._rounding = rounding
         self._ops = cache(self._probe)
         self.plain = cache(self._plain)
         """The equalized body in fp32, which is what is quantized."""
-        self._rounding = rounding
+        self.share = cache(self._share)
+        """Share of the tiles that the ranges hold, by the method ``result``."""
+        self._channels = cache(lambda: channel_ranges(exporter.unet, tiles))
+        self._each = cache(lambda layout: ranges_of_each(self.plain(layout), tiles, self.stem, self._int8_ops(layout)))
+        self._moments = cache(lambda: input_moments(self.plain("rows"), tiles, self.stem))
         self._on_grid = cache(self._rounded)
-        self._ranges: dict[tuple[str, Layout], TensorsData] = {}
+        self._ranges = cache(self._found)
 
     def _plain(self, layout: Layout) -> ModelProto:
-        ranges = channel_ranges(self.exporter.unet, self.tiles)
-        return equalized(self.exporter.body(layout), self.exporter.unet.config, ranges, layout)
-
-    def _rounded(self, layout: Layout) -> Weights:
-        return rounded_weights(self.plain(layout), self.tiles, self.stem) if self._rounding == "together" else {}
+        return equalized(self.exporter.body(layout), self.exporter.unet.config, self._channels(), layout)
 
     def _probe(self, layout: Layout) -> dict[str, bool]:
         return int8_ops(self.exporter.body(layout), 4 * self.exporter.unet.config.size_divisor // self.stem)
 
+    def _int8_ops(self, layout: Layout) -> list[str]:
+        return [op for op, runs in self._ops(layout).items() if runs]
+
     def float_ops(self, layout: Layout) -> list[str]:
         """Types of operations that stay float, since ONNX Runtime has no int8 kernel for them here."""
         return [op for op, runs in self._ops(layout).items() if not runs]
+
+    def _rounded(self, layout: Layout) -> Weights:
+        return rounded_weights(self.plain(layout), self._moments()) if self._rounding == "together" else {}
+
+    def _share(self) -> float:
+        # Of one layout, since both compute the same.
+        body, each = self.plain("rows"), self._each("rows")
+        on_grid, residual = with_weights(body, self._on_grid("rows")), self.exporter.unet.config.residual
+        ops = self._int8_ops("rows")
+        return share_by_result(body, on_grid, each, self.tiles, self.stem, ops, residual=residual)
+
+    def _found(self, method: str, layout: Layout) -> TensorsData:
+        if method == "result":
+            return spanning(self._each(layout), self.share())
+        return find_ranges(self.plain(layout), self.tiles, self.stem, self._int8_ops(layout), cast("Statistic", method))
 
     def body(self, method: str, layout: Layout, in_float: Sequence[str] = (), only: str | None = None) -> ModelProto:
         """The body by ``method`` (one of ``Method``, or ``nncf``); ``in_float``, ``only``: see ``quantize_body``."""
         body = self.plain(layout)
         if method == NNCF:
             return quantize_with_nncf(body, self.tiles, self.stem)
-        ops = [op for op, runs in self._ops(layout).items() if runs]
-        on_grid = self._on_grid(layout)
-        if (method, layout) not in self._ranges:
-            self._ranges[method, layout] = (
-                ranges_by_result(body, with_weights(body, on_grid), self.tiles, self.stem, ops)
-                if method == "result"
-                else find_ranges(body, self.tiles, self.stem, ops, cast("Method", method))
-            )
+        # Ranges first: they say it if the network gives no finite numbers.
+        ranges = self._ranges(method, layout)
         chosen = {
             name: values
-            for name, values in on_grid.items()
+            for name, values in self._on_grid(layout).items()
             if layer_name(name) not in in_float and only in (None, layer_name(name))
         }
-        return quantize_body(
-            with_weights(body, chosen), self._ranges[method, layout], ops, in_float=in_float, only=only
-        )
+        ops = self._int8_ops(layout)
+        return quantize_body(with_weights(body, chosen), ranges, ops, in_float=in_float, only=only)
 
 
 def plain_int8(exporter: Exporter, photos: Sequence[Image], how: Int8Config, layout: Layout) -> Artifact:
-    """The int8 variant by ``how.method``, with no look at what it loses: for timing, and for comparisons."""
+    """The int8 variant by ``how.method``, with no look at pairs: for timing, and for comparisons."""
     named = {str(number): photo for number, photo in enumerate(photos)}
     tiles = cut_tiles(named, exporter.unet.config.size_divisor, how.tiles, how.tile_px).images
     return exporter.int8(Quantizer(exporter, tiles, how.rounding).body(how.method, layout), layout)

@@ -12,37 +12,59 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from deblur_deploy.pipeline.int8.calibrate import run_body
+from deblur_deploy.pipeline.int8.quantize import layer_name
 from deblur_deploy.runtime.media import Image
 
 Weights = Mapping[str, NDArray[np.float32]]
 """By the name of the constant."""
+Moments = Mapping[str, NDArray[np.float64]]
+"""By layer: mean products of the values that the weights of one output multiply, two by two; (inputs, inputs)."""
 
 _MOST = 127
 _DAMPING = 0.01
 """Added to the diagonal of the moments, as a share of its mean: what the tiles do not show may still occur."""
-_PLACES = 256
-"""Places of a tile that are looked at; all tiles together show several times more than a filter has weights."""
+_PLACES, _PLACES_PER_INPUT = 256, 4
+"""How many places of a tile are looked at, at least, and of all tiles together for each weight of an output."""
 
 
-def rounded_weights(body: ModelProto, tiles: Sequence[Image], stem: int) -> Weights:
-    """The weights of the convolutions of ``body`` (fp32) on the int8 grid."""
-    constants = {value.name: numpy_helper.to_array(value) for value in body.graph.initializer}
+def input_moments(body: ModelProto, tiles: Sequence[Image], stem: int) -> Moments:
+    """The moments of what each convolution of ``body`` (fp32) reads, at random places of ``tiles``."""
+    weights = _weights(body)
     inputs = {node.input[1]: node.input[0] for node in body.graph.node if node.op_type == "Conv"}
-    moments = dict.fromkeys(inputs, np.zeros((), np.float64))
+    sizes = {name: values[0].size for name, values in weights.items()}
+    moments = {name: np.zeros((size, size)) for name, size in sizes.items()}
+    rng = np.random.default_rng(0)
     for seen in run_body(body, tiles, stem, set(inputs.values())):
         for name, source in inputs.items():
-            side = constants[name].shape[-1]
-            places = F.unfold(torch.from_numpy(seen[source]), side, padding=side // 2)[0]
-            # An odd stride, or all places might lie in the same column of the image.
-            places = places[:, :: places.shape[1] // _PLACES | 1]
-            moments[name] = moments[name] + (places @ places.T).numpy()
-    return {name: round_weights(constants[name], moment) for name, moment in moments.items()}
+            count = max(_PLACES, -(-_PLACES_PER_INPUT * sizes[name] // len(tiles)))
+            columns = _columns(seen[source][0], weights[name].shape[-1], count, rng)
+            moments[name] += columns @ columns.T / (columns.shape[1] * len(tiles))
+    return {layer_name(name): moment for name, moment in moments.items()}
+
+
+def _columns(values: NDArray[np.float32], side: int, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(channels x side x side, at most ``count``): what a padded convolution reads at random places of (C, H, W)."""
+    channels, height, width = values.shape
+    chosen = rng.permutation(height * width)[:count]
+    y, x = np.divmod(chosen, width)
+    padded = np.pad(values, ((0, 0), (side // 2,) * 2, (side // 2,) * 2))
+    taps = [padded[:, y + i, x + j] for i in range(side) for j in range(side)]
+    return np.stack(taps, axis=1).reshape(channels * side**2, len(chosen))
+
+
+def _weights(body: ModelProto) -> dict[str, NDArray[np.float32]]:
+    constants = {value.name: value for value in body.graph.initializer}
+    names = [node.input[1] for node in body.graph.node if node.op_type == "Conv"]
+    return {name: numpy_helper.to_array(constants[name]) for name in names}
+
+
+def rounded_weights(body: ModelProto, moments: Moments) -> Weights:
+    """The weights of the convolutions of ``body`` (fp32) on the int8 grid."""
+    return {name: round_weights(values, moments[layer_name(name)]) for name, values in _weights(body).items()}
 
 
 def with_weights(body: ModelProto, weights: Weights) -> ModelProto:
@@ -58,8 +80,8 @@ def with_weights(body: ModelProto, weights: Weights) -> ModelProto:
 def round_weights(weights: NDArray[np.float32], moments: NDArray[np.float64]) -> NDArray[np.float32]:
     """``weights`` (outputs, ...) on the grid that each output's largest one spans in 127 steps.
 
-    ``moments`` (inputs, inputs): sums of the products of the values that the weights of an output multiply.  The
-    largest weights stay as they are, so whoever quantizes the result finds the same grid, and rounds nothing.
+    ``moments``: see ``Moments``.  The largest weights stay as they are, so whoever quantizes the result finds the same
+    grid, and rounds nothing.
     """
     rows = weights.reshape(len(weights), -1)
     step = np.abs(rows).max(1) / np.float32(_MOST)

@@ -6,14 +6,15 @@ all others, and one that does not ruins them; which is worse depends on what the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
-from deblur_deploy.pipeline.int8.calibrate import ranges_of_each, run_body, spanning
+from deblur_deploy.pipeline.graph import BLOCKS
+from deblur_deploy.pipeline.int8.calibrate import run_body, spanning
 from deblur_deploy.pipeline.int8.quantize import quantize_body
 from deblur_deploy.runtime.media import Image
 
@@ -22,26 +23,39 @@ SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _LEVEL = 1 / 255
 
 
-def ranges_by_result(
-    body: ModelProto, on_grid: ModelProto, tiles: Sequence[Image], stem: int, op_types: Sequence[str]
-) -> TensorsData:
-    """The ranges that hold that share of the tiles with which int8 comes nearest to ``body`` (fp32).
+def share_by_result(
+    body: ModelProto,
+    on_grid: ModelProto,
+    each: Sequence[TensorsData],
+    tiles: Sequence[Image],
+    stem: int,
+    op_types: Sequence[str],
+    *,
+    residual: bool,
+) -> float:
+    """The one of ``SHARES`` with which int8 comes nearest to ``body`` (fp32) on ``tiles``.
 
-    ``on_grid``: the same with the weights that int8 will have.
+    ``on_grid``: the same with the weights that int8 will have; ``each``: ranges on each of the tiles; ``residual``:
+    whether the body gives what is to be added to the image, and not the image.
     """
-    each = ranges_of_each(body, tiles, stem, op_types)
-    exact = _results(body, tiles, stem)
-    # What is lost counts as a share of what the network does to a tile, or of a level where it does nothing.
-    energies = [np.mean(np.square(result)) + _LEVEL**2 for result in exact]
+    exact, energies = [], []
+    for result, blocks in _results(body, tiles, stem):
+        exact.append(result)
+        # What is lost counts as a share of what the network does to a tile, or of a level where it does nothing.
+        energies.append(np.mean(np.square(result if residual else result - blocks)) + _LEVEL**2)
 
-    def error(ranges: TensorsData) -> float:
-        rounded = _results(quantize_body(on_grid, ranges, op_types), tiles, stem)
-        noise = [np.mean(np.square(a - b)) for a, b in zip(rounded, exact, strict=True)]
+    def error(share: float) -> float:
+        rounded = _results(quantize_body(on_grid, spanning(each, share), op_types), tiles, stem)
+        noise = [np.mean(np.square(a - b)) for (a, _), b in zip(rounded, exact, strict=True)]
         return float(np.mean(np.divide(noise, energies)))
 
-    return min((spanning(each, share) for share in SHARES), key=error)
+    return min(SHARES, key=error)
 
 
-def _results(body: ModelProto, tiles: Sequence[Image], stem: int) -> list[NDArray[np.float32]]:
+def _results(
+    body: ModelProto, tiles: Sequence[Image], stem: int
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """What ``body`` gives for each tile, and the tile."""
     (name,) = (value.name for value in body.graph.output)
-    return [seen[name] for seen in run_body(body, tiles, stem, {name})]
+    for seen in run_body(body, tiles, stem, {name}):
+        yield seen[name], seen[BLOCKS]
