@@ -88,7 +88,7 @@ def test_the_audit_names_what_is_missing_and_what_was_seen_before():
     photos = {"a": photo(0, 64, 64), "b": photo(1, 64, 64)}
     held_out = {"white": np.full((64, 64, 3), 250, np.uint8), "again": photo(1, 64, 64)}
     tiles, others = (cut_tiles(images, 16, 4, 64) for images in (photos, held_out))
-    audit = make_audit("result", 0.8, photos, tiles, held_out, {"relu": 0.0}, others)
+    audit = make_audit("result", (0.5, 0.8), photos, tiles, held_out, {"relu": 0.0}, others)
     assert audit.missing == ["bright", "blurred"]
     assert audit.shared_with_pairs == ["b"]
     assert (audit.tiles, audit.tile_px, audit.photos) == (4, 64, {"a": 2, "b": 2})

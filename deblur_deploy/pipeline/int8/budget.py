@@ -162,7 +162,7 @@ def quantize(
         sensitivity=sensitivity,
         audit=make_audit(
             best.method,
-            quantizer.share() if best.method == "result" else None,
+            quantizer.held() if best.method == "result" else None,
             photos,
             tiles,
             held_out,

@@ -68,8 +68,8 @@ class Audit:
     """Photographs that are smaller than a tile."""
     tiles: int
     tile_px: int
-    held: float | None
-    """Share of the tiles whose values the ranges hold, where that was chosen by the result."""
+    held: tuple[float, float] | None
+    """Least and largest share of the tiles whose values a range holds, where that was chosen by the result."""
     kinds: dict[str, float]
     """Share of the calibration tiles that are dark, bright, sharp, blurred."""
     held_out_kinds: dict[str, float]
@@ -154,12 +154,13 @@ def ranges_of_each(body: ModelProto, tiles: Sequence[Image], stem: int, op_types
     return each
 
 
-def spanning(each: Sequence[TensorsData], share: float) -> TensorsData:
-    """The ranges whose ends are not passed by ``share`` of the tiles."""
+def spanning(each: Sequence[TensorsData], share: float | Mapping[str, float]) -> TensorsData:
+    """The ranges whose ends are not passed by ``share`` of the tiles, one for all activations or each its own."""
     spans = {}
     for name in each[0]:
+        held = share if isinstance(share, float) else share[name]
         lows, highs = np.transpose([np.ravel(ranges[name].range_value) for ranges in each])
-        spans[name] = np.float32(np.quantile(lows, 1 - share)), np.float32(np.quantile(highs, share))
+        spans[name] = np.float32(np.quantile(lows, 1 - held)), np.float32(np.quantile(highs, held))
     return TensorsData(CalibrationMethod.MinMax, spans)
 
 
@@ -240,7 +241,7 @@ def kinds_of(tiles: Sequence[Image]) -> dict[str, float]:
 
 def make_audit(
     method: str,
-    held: float | None,
+    held: tuple[float, float] | None,
     photos: Mapping[str, Image],
     tiles: Tiles,
     held_out: Mapping[str, Image],

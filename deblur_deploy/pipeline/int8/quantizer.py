@@ -17,7 +17,7 @@ from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
 from deblur_deploy.pipeline.int8.probe import int8_ops
 from deblur_deploy.pipeline.int8.quantize import layer_name, quantize_body, quantize_with_nncf
 from deblur_deploy.pipeline.int8.rounding import Weights, input_moments, rounded_weights, with_weights
-from deblur_deploy.pipeline.int8.search import share_by_result
+from deblur_deploy.pipeline.int8.search import joined, shares_by_result
 from deblur_deploy.runtime.media import Image
 
 NNCF = "nncf"
@@ -32,8 +32,7 @@ class Quantizer:
         self._ops = cache(self._probe)
         self.plain = cache(self._plain)
         """The equalized body in fp32, which is what is quantized."""
-        self.share = cache(self._share)
-        """Share of the tiles that the ranges hold, by the method ``result``."""
+        self._shares = cache(self._searched)
         self._channels = cache(lambda: channel_ranges(exporter.unet, tiles))
         self._each = cache(lambda layout: ranges_of_each(self.plain(layout), tiles, self.stem, self._int8_ops(layout)))
         self._moments = cache(lambda: input_moments(self.plain("rows"), tiles, self.stem))
@@ -56,16 +55,22 @@ class Quantizer:
     def _rounded(self, layout: Layout) -> Weights:
         return rounded_weights(self.plain(layout), self._moments()) if self._rounding == "together" else {}
 
-    def _share(self) -> float:
-        # Of one layout, since both compute the same.
+    def held(self) -> tuple[float, float]:
+        """Least and largest share of the tiles that a range holds, by the method ``result``."""
+        shares = self._shares().values()
+        return min(shares), max(shares)
+
+    def _searched(self) -> dict[str, float]:
         body, each = self.plain("rows"), self._each("rows")
         on_grid, residual = with_weights(body, self._on_grid("rows")), self.exporter.unet.config.residual
         ops = self._int8_ops("rows")
-        return share_by_result(body, on_grid, each, self.tiles, self.stem, ops, residual=residual)
+        return shares_by_result(body, on_grid, each, self.tiles, self.stem, ops, residual=residual)
 
     def _found(self, method: str, layout: Layout) -> TensorsData:
         if method == "result":
-            return spanning(self._each(layout), self.share())
+            # Both layouts call the same activations the same, and take the others from those by joining.
+            shares = {name: self._shares().get(name, 0.5) for name in self._each(layout)[0]}
+            return joined(self.plain(layout), spanning(self._each(layout), shares))
         return find_ranges(self.plain(layout), self.tiles, self.stem, self._int8_ops(layout), cast("Statistic", method))
 
     def body(self, method: str, layout: Layout, in_float: Sequence[str] = (), only: str | None = None) -> ModelProto:
