@@ -115,6 +115,23 @@ def sets_table(record: Record) -> Table | None:
     return Table(heading="Quality by set of pairs", columns=columns, rows=lines, note="Means over the pairs of a set.")
 
 
+def int8_table(record: Record) -> Table:
+    """What each candidate of ``benchmarks/quantization.py`` takes, and loses on every set, fastest first."""
+    quality: dict[str, dict[str, dict[str, Any]]] = record.found["quality"]
+    sets = list(next(iter(quality.values())))
+    lines = []
+    for row in sorted(record.rows, key=lambda row: (row.model, row.median_ms or float("inf"))):
+        found = [quality[row.model][name].get(f"{row.model}/{row.variant} on {row.provider}") for name in sets]
+        lost = [f"{of['drop_db']:.3f} ({of['worst_drop_db']:.2f})" if of else "" for of in found]
+        ms = digits(row.median_ms) if row.error is None else "failed"
+        lines.append([row.model, row.variant, _run_by(row), ms, *lost])
+    size, crop = next(row.size for row in record.rows if row.size), record.settings["crop_px"]
+    note = "PSNR lost against fp32, in dB, as the mean of a set and on its worst image, on crops of "
+    note += f"{crop}x{crop}; everyone calibrates on the built-in photographs (ours on crops of them), on no set."
+    columns = ["network", "quantized", "run by", f"{size}, ms", *sets]
+    return Table(heading="int8 beside other tools' int8", columns=columns, rows=lines, note=note)
+
+
 def other_tables(record: Record) -> list[Table]:
     """Of a record that brings tables of its own in ``found["tables"]``, these.
 

@@ -356,3 +356,22 @@ def test_quality_measures_a_real_bundle_on_every_set(checkout, script, tmp_path)
         assert {row.variant for row in rows if row.data == data} == {"fp32", "fp16", "int8", "float"}
     assert all(row.psnr > 5 for row in rows)
     assert record.settings["sets"] == {"built-in photographs": 3, "mine": 2}
+
+
+def test_the_table_of_int8_says_what_each_loses_where(script):
+    lost = {
+        f"hd/{name}": {"drop_db": drop, "worst_drop_db": 2 * drop}
+        for name, drop in (("int8 on cpu", 0.0104), ("theirs on tool", 1.0))
+    }
+    made = msgspec.structs.replace(
+        records()["latency"],
+        rows=[row("theirs", 80.0, provider="tool"), row("int8", 40.0)],
+        settings={"crop_px": 320},
+        found={"quality": {"hd": {"built-in": lost, "other": {}}}},
+    )
+    table = script("tables").int8_table(made)
+    assert table.columns[-2:] == ["built-in", "other"]
+    assert [[line[1], *line[3:]] for line in table.rows] == [
+        ["int8", "40.0", "0.010 (0.02)", ""],
+        ["theirs", "80.0", "1.000 (2.00)", ""],
+    ]
