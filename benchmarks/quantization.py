@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from common import PROVIDERS, Options, pairs, present, progress, save, script
+from tables import int8_table
 
 from deblur_deploy.errors import DeblurError
 from deblur_deploy.evaluation.bench import Entry, Plan, Progress, measure_latency
@@ -84,8 +85,9 @@ def run(options: Quantization) -> int:
         crop_px=CROP,
         max_drop_db=options.max_drop_db,
     )
-    found = {"quality": quality, "int8": chosen}
-    return save(new_record("quantization", settings, notes=notes, rows=rows, found=found), options)
+    record = new_record("quantization", settings, notes=notes, rows=rows, found={"quality": quality, "int8": chosen})
+    record.found["tables"] = [msgspec.to_builtins(int8_table(record))]
+    return save(record, options)
 
 
 def _crop(pair: Pair) -> Pair:

@@ -17,7 +17,6 @@ from common import RESULTS, pairs, script
 from common import Options as _Options
 from rich.console import Console
 from tables import (
-    int8_table,
     networks_table,
     other_figures,
     other_tables,
@@ -128,8 +127,6 @@ def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
         if "peers" in records:
             parts.append(_markdown_table(peers_table(records["peers"])))
             parts.append(times_faster(records["peers"]))
-        if "quantization" in records:
-            parts.append(_markdown_table(int8_table(records["quantization"])))
         for name in OTHERS:
             if name in records and "tables" in records[name].found:
                 parts += map(_markdown_table, other_tables(records[name])[:1])
@@ -266,7 +263,7 @@ def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Pictur
         for name in OTHERS:
             if name in records:
                 drawn += other_figures(records[name], folder)
-                tables += [int8_table(records[name])] if name == "quantization" else other_tables(records[name])
+                tables += other_tables(records[name])
         tables += views.tables(msgspec.structs.replace(records["latency"], rows=merged(records)))
         for record in records.values():
             notes.append(f"{record.benchmark}: {conditions(record)}")

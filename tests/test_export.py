@@ -125,7 +125,7 @@ def test_pages_show_every_variant_and_need_nothing_else(bundle):
     for heading in ("int8: what was tried", "int8: each layer", "int8: calibration"):
         assert heading in page
     assert re.search(
-        r"int8: ranges by result \(each holds \d+ to \d+ % of the tiles\) on 2 tiles of 2 photographs; 100\.0 %", card
+        r"int8: ranges by result \(each holds \d+ to \d+ % of the tiles\) on 2 tiles of 2 images; 100\.0 %", card
     )
     assert page.count("data:image/jpeg;base64,") >= 4
     assert not re.search(r"(src|href)=\"?(https?:)?//", page)
