@@ -49,16 +49,18 @@ def generous(exporter, fp32, pairs):
     return quantize(exporter, fp32, PHOTOS, pairs, HOW)
 
 
-def test_the_first_method_within_the_budget_is_taken_with_everything_that_was_found(generous):
+def test_the_first_method_within_the_budget_is_taken_with_everything_that_was_found(generous, pairs):
     artifacts, found = generous
     assert [artifact.path.name for artifact in artifacts] == ["int8.onnx", "int8-planes.onnx"]
     assert found.trials == [found.chosen]
     assert (found.chosen.method, found.chosen.macs, found.float_ops) == ("minmax", 1, {})
     assert [row.layer for row in found.sensitivity] == list(layers(body("stem4", "rows")))
     assert sum(row.macs for row in found.sensitivity) == pytest.approx(1)
-    # Layer by layer the errors are about as large together as all at once.
-    whole = 255**2 * 10 ** (-(100 - found.chosen.drop_db) / 10)
-    assert 0.3 < sum(row.error for row in found.sensitivity) / whole < 3
+    with DeblurEngine(artifacts[0].path, provider="cpu") as engine:
+        whole = np.square(engine(pairs[0].blurred).astype(float) - pairs[0].sharp).mean()
+    # Errors far below a level change some values by one: as many as the worst layer, at most those of all layers.
+    errors = [row.error for row in found.sensitivity]
+    assert 0.7 * max(errors) < whole < sum(errors)
     assert json.loads(json.dumps(found.row()))["audit"]["tiles"] == 3
 
 

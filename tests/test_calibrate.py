@@ -13,6 +13,7 @@ from deblur_deploy.pipeline.int8.calibrate import (
     find_ranges,
     kinds_of,
     make_audit,
+    run_body,
     to_blocks,
 )
 from deblur_deploy.pipeline.int8.quantize import quantize_body
@@ -66,14 +67,19 @@ def test_a_large_folder_is_sampled_evenly(tmp_path):
 
 
 def test_values_that_the_calibration_never_saw_are_counted():
-    dark = [photo(seed, 64, 64) // 8 for seed in range(3)]
-    quantized = quantize_body(
-        body("stem4", "planes"), find_ranges(body("stem4", "planes"), dark, 4, OPS, "minmax"), OPS
-    )
-    assert set(clipped_shares(body("stem4", "planes"), quantized, dark, 4).values()) == {0}
-    bright = clipped_shares(body("stem4", "planes"), quantized, [photo(9, 64, 64)], 4)
-    assert bright["relu"] > 0.005
-    assert {"max_pool2d", "cat", "pixel_shuffle"} <= bright.keys()
+    plain, dark = body("stem4", "planes"), [photo(seed, 64, 64) // 8 for seed in range(3)]
+    ranges = find_ranges(plain, dark, 4, OPS, "minmax")
+    quantized = quantize_body(plain, ranges, OPS)
+    assert set(clipped_shares(plain, quantized, dark, 4).values()) == {0}
+    bright = clipped_shares(plain, quantized, [photo(9, 64, 64)], 4)
+    (seen,) = run_body(plain, [photo(9, 64, 64)], 4, {"relu", "max_pool2d", "cat"})
+    for name in ("relu", "max_pool2d", "cat"):
+        low, high = ranges[name].range_value
+        half = (high - low) / 255 / 2
+        outside = (seen[name] < low - half) | (seen[name] > high + half)
+        assert bright[name] == pytest.approx(outside.mean(), abs=0.002)
+        assert bright[name] > 0.004
+    assert "pixel_shuffle" in bright
 
 
 def test_kinds_tell_dark_bright_sharp_and_blurred():

@@ -83,11 +83,14 @@ def test_every_method_calibrates_and_says_nothing_on_standard_output(method, cap
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_nncf_reads_the_image_in_its_own_scale():
+def test_nncf_reads_the_image_in_its_own_scale_and_its_weights_overflow_nothing():
     pytest.importorskip("nncf")
     whole = assemble(quantize_with_nncf(body("stem4", "rows"), TILES, 4), CONFIGS["stem4"], layout="rows", io="uint8")
     image = photo(9, 64, 80)
     assert psnr(session(whole).run(None, {"image": image[None]})[0][0], TorchRestorer(unet())(image)) > 38
+    weights = [onnx.numpy_helper.to_array(value) for value in whole.graph.initializer if len(value.dims) == 4]
+    assert len(weights) == len(layers(body("stem4", "rows")))
+    assert all(of.dtype == np.int8 and np.abs(of.astype(int)).max() <= 64 for of in weights)
 
 
 @pytest.mark.parametrize(

@@ -34,27 +34,34 @@ def test_the_engine_needs_no_argument_and_makes_photographs_better():
         assert engine.receipt.variant == "int8"
         gains = [measure(engine, pair).gain_db for pair in builtin_pairs()]
     assert np.mean(gains) > 0.4
-    # One of the eight is made worse: a microscope's picture in which a part moves over the rest.
-    worst, second = sorted(gains)[:2]
-    assert worst > -0.4
-    assert second > 0.2
+    assert sorted(gains)[1] > 0.2
     manifest = json.loads((DEFAULT_BUNDLE / "bundle.json").read_text())
     rows = {row["name"]: row for row in manifest["variants"]}
     assert rows["int8"]["drop_db"] < 0.02
     assert np.isfinite(rows["int8"]["psnr"])
 
 
-def test_int8_loses_no_more_than_promised_on_any_set():
+@pytest.mark.xfail(reason="ihc-object-6, where a part of a microscope's picture moves, loses 0.32 dB", strict=True)
+def test_no_builtin_photograph_is_made_worse():
+    with DeblurEngine(provider="cpu") as engine:
+        assert min(measure(engine, pair).gain_db for pair in builtin_pairs()) > -0.1
+
+
+@pytest.mark.parametrize("data", ["built-in photographs", "synthetic24", "frames9", "gopro6"])
+def test_int8_loses_no_more_than_promised(data):
+    rows = [row for row in read_record(ROOT / "benchmarks" / "results" / "quality.json").rows if row.data == data]
+    (fp32,) = (row for row in rows if row.variant == "fp32")
+    for row in rows:
+        assert fp32.psnr - row.psnr <= 0.02, row.key
+
+
+def test_int8_spoils_no_image_of_any_set():
     record = read_record(ROOT / "benchmarks" / "results" / "quality.json")
     shipped = {name: variant.sha256 for name, variant in Bundle.read(DEFAULT_BUNDLE).variants.items()}
     assert record.settings["files"] == shipped
-    fp32 = {row.data: row.psnr for row in record.rows if (row.variant, row.provider) == ("fp32", "cpu")}
     int8 = [row for row in record.rows if row.variant.startswith("int8")]
-    assert {row.data for row in int8} == {*fp32}
-    assert len(fp32) == 4
+    assert len({row.data for row in int8}) == 4
     for row in int8:
-        # 0.02 is the aim, and kept on all sets but frames9, which loses 0.028.
-        assert fp32[row.data] - row.psnr <= 0.03, row.key
         assert row.worst_drop_db <= 0.1, (row.key, row.worst_image)
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
@@ -23,6 +25,8 @@ from deblur_deploy.pipeline.int8.calibrate import redirected, to_blocks
 from deblur_deploy.runtime.media import Image
 
 _BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}
+
+_ZERO = np.array(0, dtype=np.int8)
 
 
 def layer_name(weight: str) -> str:
@@ -42,11 +46,13 @@ def quantize_body(
     ranges: TensorsData,
     op_types: Sequence[str],
     *,
+    steps: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     in_float: Collection[str] = (),
     only: str | None = None,
 ) -> ModelProto:
-    """``body`` (fp32) with Q/DQ pairs around its ``op_types``, activations in ``ranges``.
+    """``body`` (fp32) with Q/DQ pairs around its ``op_types``, activations in ``ranges``, weights in ``steps``.
 
+    ``steps``: of each output, by the name of the weights; those that are not there span 127 steps.
     The convolutions in ``in_float`` (names of :func:`layers`) stay as they are, with what lies between them; ``only``
     quantizes one, with the ReLU behind it, and nothing else.
     """
@@ -56,6 +62,8 @@ def quantize_body(
         node = next(node for node in body.graph.node if node.name == nodes[only])
         chosen = [node.name, *(n.name for n in body.graph.node if n.op_type == "Relu" and n.input[0] in node.output)]
     overrides = {BLOCKS: [{"quant_type": QuantType.QUInt8, **_BYTES}]}
+    for name, step in steps.items():
+        overrides[name] = [{"axis": 0, "quant_type": QuantType.QInt8, "scale": of, "zero_point": _ZERO} for of in step]
     quantizer = QDQQuantizer(
         copy.deepcopy(body),
         per_channel=True,
@@ -109,8 +117,9 @@ def _shield(model: ModelProto, names: Collection[str]) -> None:
 
 
 def quantize_with_nncf(body: ModelProto, tiles: Sequence[Image], stem: int) -> ModelProto:
-    """``body`` as NNCF's post-training quantization makes it, with its defaults (it corrects biases, too).
+    """``body`` as NNCF's post-training quantization makes it (it corrects biases, too), with weights of half the range.
 
+    Two products of such weights fit into the 16 bits in which processors without VNNI add them up.
     Raises InputError if NNCF is not installed, or with what it fails with.
     """
     try:
@@ -118,8 +127,11 @@ def quantize_with_nncf(body: ModelProto, tiles: Sequence[Image], stem: int) -> M
     except ImportError:
         raise InputError("int8.nncf needs NNCF: pip install 'deblur-deploy[peers]'") from None
     dataset = nncf.Dataset([{BLOCKS: to_blocks(tile, stem)} for tile in tiles])
+    careful = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     with quiet(), redirected():
-        result: ModelProto = nncf.quantize(copy.deepcopy(body), dataset, subset_size=len(tiles))
+        result: ModelProto = nncf.quantize(
+            copy.deepcopy(body), dataset, subset_size=len(tiles), advanced_parameters=careful
+        )
     # The input is bytes: their own scale is exact, and the graph around the body relies on it.
     values = {value.name: value for value in result.graph.initializer}
     for node in result.graph.node:

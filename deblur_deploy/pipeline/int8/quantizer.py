@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import cast
 
+import numpy as np
 from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
@@ -53,7 +54,10 @@ class Quantizer:
         return [op for op, runs in self._ops(layout).items() if not runs]
 
     def _rounded(self, layout: Layout) -> Weights:
-        return rounded_weights(self.plain(layout), self._moments()) if self._rounding == "together" else {}
+        moments = self._moments()
+        if self._rounding == "nearest":
+            moments = {name: np.eye(len(moment)) for name, moment in moments.items()}
+        return rounded_weights(self.plain(layout), moments)
 
     def held(self) -> tuple[float, float]:
         """Least and largest share of the tiles that a range holds, by the method ``result``."""
@@ -62,9 +66,8 @@ class Quantizer:
 
     def _searched(self) -> dict[str, float]:
         body, each = self.plain("rows"), self._each("rows")
-        on_grid, residual = with_weights(body, self._on_grid("rows")), self.exporter.unet.config.residual
-        ops = self._int8_ops("rows")
-        return shares_by_result(body, on_grid, each, self.tiles, self.stem, ops, residual=residual)
+        residual, ops = self.exporter.unet.config.residual, self._int8_ops("rows")
+        return shares_by_result(body, self._on_grid("rows"), each, self.tiles, self.stem, ops, residual=residual)
 
     def _found(self, method: str, layout: Layout) -> TensorsData:
         if method == "result":
@@ -81,12 +84,12 @@ class Quantizer:
         # Ranges first: they say it if the network gives no finite numbers.
         ranges = self._ranges(method, layout)
         chosen = {
-            name: values
-            for name, values in self._on_grid(layout).items()
+            name: weights
+            for name, weights in self._on_grid(layout).items()
             if layer_name(name) not in in_float and only in (None, layer_name(name))
         }
-        ops = self._int8_ops(layout)
-        return quantize_body(with_weights(body, chosen), ranges, ops, in_float=in_float, only=only)
+        ops, steps = self._int8_ops(layout), {name: weights.step for name, weights in chosen.items()}
+        return quantize_body(with_weights(body, chosen), ranges, ops, steps=steps, in_float=in_float, only=only)
 
 
 def plain_int8(exporter: Exporter, photos: Sequence[Image], how: Int8Config, layout: Layout) -> Artifact:

@@ -4,12 +4,17 @@ Rounded to the nearest, the weights of a filter err independently of each other,
 differ: neighbouring pixels are nearly the same, so the errors add up to one that follows the brightness.  Which values
 go together is known from the calibration tiles.
 
+x86 processors without VNNI add the products of two neighbouring inputs in 16 bits before they add the rest in 32, and
+what does not fit is cut off: weights that use all of their 8 bits then make photographs worse than no network at all.
+So no two weights that are multiplied together may sum to more than 16 bits hold, and the same file is exact everywhere.
+
 Source: Frantar et al., GPTQ (2023), here for convolutions and 8 bits; the columns in the order of their energy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +24,24 @@ from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.quantize import layer_name
 from deblur_deploy.runtime.media import Image
 
-Weights = Mapping[str, NDArray[np.float32]]
+
+@dataclass(frozen=True, kw_only=True)
+class OnGrid:
+    """Weights that are whole multiples of a step."""
+
+    values: NDArray[np.float32]
+    """(outputs, inputs, height, width)."""
+    step: NDArray[np.float32]
+    """(outputs,)."""
+
+
+Weights = Mapping[str, OnGrid]
 """By the name of the constant."""
 Moments = Mapping[str, NDArray[np.float64]]
 """By layer: mean products of the values that the weights of one output multiply, two by two; (inputs, inputs)."""
 
-_MOST = 127
+_MOST, _MOST_OF_PAIR = 127, 128
+"""Of the absolute values of a weight, and of two: 128 times the largest uint8 fits into 16 bits."""
 _DAMPING = 0.01
 """Added to the diagonal of the moments, as a share of its mean: what the tiles do not show may still occur."""
 _PLACES, _PLACES_PER_INPUT = 256, 4
@@ -73,29 +90,44 @@ def with_weights(body: ModelProto, weights: Weights) -> ModelProto:
     result.CopyFrom(body)
     for value in result.graph.initializer:
         if value.name in weights:
-            value.CopyFrom(numpy_helper.from_array(weights[value.name], value.name))
+            value.CopyFrom(numpy_helper.from_array(weights[value.name].values, value.name))
     return result
 
 
-def round_weights(weights: NDArray[np.float32], moments: NDArray[np.float64]) -> NDArray[np.float32]:
-    """``weights`` (outputs, ...) on the grid that each output's largest one spans in 127 steps.
+def partners(shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """With which weight of an output each is multiplied together, as flat indices; one without a partner is its own.
 
-    ``moments``: see ``Moments``.  The largest weights stay as they are, so whoever quantizes the result finds the same
-    grid, and rounds nothing.
+    ``shape``: (inputs, height, width).  Kernels read channels last, two by two.
+    """
+    last = np.arange(np.prod(shape)).reshape(shape).transpose(1, 2, 0).ravel()
+    result = np.empty_like(last)
+    result[last] = last
+    even = len(last) // 2 * 2
+    result[last[:even]] = last[:even].reshape(-1, 2)[:, ::-1].ravel()
+    return result
+
+
+def round_weights(weights: NDArray[np.float32], moments: NDArray[np.float64]) -> OnGrid:
+    """``weights`` (outputs, inputs, height, width) on the grid that each output's largest ones span.
+
+    ``moments``: see ``Moments``.
     """
     rows = weights.reshape(len(weights), -1)
-    step = np.abs(rows).max(1) / np.float32(_MOST)
+    partner = partners(weights.shape[1:])
+    alone = partner == np.arange(len(partner))
+    pairs = np.abs(rows) + np.where(alone, 0, np.abs(rows[:, partner]))
+    step = np.maximum(np.abs(rows).max(1) / np.float32(_MOST), pairs.max(1) / np.float32(_MOST_OF_PAIR))
     step[step == 0] = 1
-    largest = np.abs(rows).argmax(1)
     damping = _DAMPING * np.diag(moments).mean() + np.finfo(np.float32).tiny
     order = np.argsort(-np.diag(moments), kind="stable")
     inverse = np.linalg.inv(moments[np.ix_(order, order)] + damping * np.eye(len(order)))
     # Row i tells how the weights from i on make up for an error in weight i.
     shares = np.linalg.cholesky(inverse).T
-    left, whole = rows[:, order].astype(np.float64), np.empty_like(rows)
+    left, whole = rows[:, order].astype(np.float64), np.zeros_like(rows)
     for i, column in enumerate(order):
-        nearest = np.clip(np.rint(left[:, i] / step), -_MOST, _MOST)
-        whole[:, column] = np.where(largest == column, np.rint(rows[:, column] / step), nearest)
+        taken = 0 if alone[column] else np.abs(whole[:, partner[column]])
+        most = np.minimum(_MOST, _MOST_OF_PAIR - taken)
+        whole[:, column] = np.clip(np.rint(left[:, i] / step), -most, most)
         error = (left[:, i] - whole[:, column] * step) / shares[i, i]
         left[:, i:] -= np.outer(error, shares[i, i:])
-    return (whole * step[:, None]).reshape(weights.shape)
+    return OnGrid(values=(whole * step[:, None]).reshape(weights.shape), step=step)

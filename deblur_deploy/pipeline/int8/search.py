@@ -17,9 +17,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 from deblur_deploy.pipeline.graph import BLOCKS
 from deblur_deploy.pipeline.int8.calibrate import run_body, spanning
 from deblur_deploy.pipeline.int8.quantize import quantize_body
+from deblur_deploy.pipeline.int8.rounding import Weights, with_weights
 from deblur_deploy.runtime.media import Image
 
-SHARES = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Of the tiles, whose values a range may have to hold."""
 _LEVEL = 1 / 255
 _REARRANGES = ("Transpose", "Reshape", "DepthToSpace")
@@ -27,7 +28,7 @@ _REARRANGES = ("Transpose", "Reshape", "DepthToSpace")
 
 def shares_by_result(
     body: ModelProto,
-    on_grid: ModelProto,
+    weights: Weights,
     each: Sequence[TensorsData],
     tiles: Sequence[Image],
     stem: int,
@@ -37,9 +38,9 @@ def shares_by_result(
 ) -> dict[str, float]:
     """Of each activation the one of ``SHARES`` with which int8 comes nearest to ``body`` (fp32) on ``tiles``.
 
-    The best that is the same for all, then each in turn a step up or down, as long as that helps.  ``on_grid``: the
-    same with the weights that int8 will have; ``each``: ranges on each of the tiles; ``residual``: whether the body
-    gives what is to be added to the image, and not the image.
+    The best that is the same for all, then each in turn a step up or down, as long as that helps.  ``weights``: those
+    that int8 will have; ``each``: ranges on each of the tiles; ``residual``: whether the body gives what is to be added
+    to the image, and not the image.
     """
     exact, energies = [], []
     for result, blocks in _results(body, tiles, stem):
@@ -47,16 +48,21 @@ def shares_by_result(
         # What is lost counts as a share of what the network does to a tile, or of a level where it does nothing.
         energies.append(np.mean(np.square(result if residual else result - blocks)) + _LEVEL**2)
 
-    def error(places: Mapping[str, int]) -> float:
+    on_grid, steps = with_weights(body, weights), {name: of.step for name, of in weights.items()}
+
+    def quantized(places: Mapping[str, int]) -> ModelProto:
         ranges = spanning(each, {name: SHARES[place] for name, place in places.items()})
-        rounded = _results(quantize_body(on_grid, joined(body, ranges), op_types), tiles, stem)
+        return quantize_body(on_grid, joined(body, ranges), op_types, steps=steps)
+
+    def error(places: Mapping[str, int]) -> float:
+        rounded = _results(quantized(places), tiles, stem)
         noise = [np.mean(np.square(a - b)) for (a, _), b in zip(rounded, exact, strict=True)]
         return float(np.mean(np.divide(noise, energies)))
 
     names = list(each[0])
     least, best = min((error(dict.fromkeys(names, place)), place) for place in range(len(SHARES)))
     places = dict.fromkeys(names, best)
-    for name in _with_own_range(quantize_body(on_grid, joined(body, spanning(each, SHARES[best])), op_types), names):
+    for name in _with_own_range(quantized(places), names):
         for step in (1, -1):
             while 0 <= (place := places[name] + step) < len(SHARES):
                 if (found := error({**places, name: place})) >= least:
