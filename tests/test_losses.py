@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from deblur_deploy.errors import InputError, MissingFileError
@@ -64,6 +64,13 @@ def test_fft_loss_equals_numpys_spectrum() -> None:
     difference = (batch(0) - batch(1))[0].double().numpy()
     expected = np.abs(np.fft.rfft2(difference, norm="ortho")).mean()
     assert losses.fft(batch(0), batch(1)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_psnr_loss_is_what_the_images_lack_to_40_db_on_average() -> None:
+    truth = torch.cat([batch(0), batch(1)])
+    image = (truth + torch.tensor([0.1, 0.2]).view(2, 1, 1, 1)).double()  # 20 and 14 dB
+    lacking = [40 - peak_signal_noise_ratio(a.numpy(), b.double().numpy(), data_range=1) for a, b in zip(image, truth, strict=True)]
+    assert losses.psnr(image, truth).item() == pytest.approx(np.mean(lacking), abs=0.05)
 
 
 def test_a_weighted_sum_is_one() -> None:

@@ -56,7 +56,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     )
     """Patch sizes, from low to high."""
     loss: str = "l1=1"
-    """Weighted sum of mse, l1, charbonnier, ssim, fft, perceptual."""
+    """Weighted sum of mse, l1, charbonnier, psnr, ssim, fft, perceptual."""
     multi_scale: float = 0.0
     """Weight of the same loss at the decoder's coarser scales (through heads that only training has); 0 is off."""
     optimizer: Kind = "muon"

@@ -21,6 +21,16 @@ def charbonnier(image: Tensor, truth: Tensor, epsilon: float = 1e-3) -> Tensor:
     return ((image - truth).square() + epsilon**2).sqrt().mean()
 
 
+def psnr(image: Tensor, truth: Tensor, floor: float = 1e-4) -> Tensor:
+    """Decibels lost to an error that nobody sees, image by image (Chen et al., Simple Baselines, 2022).
+
+    Evaluations report the mean PSNR, which is that of the logarithm.  ``floor`` is the squared error at 40 dB, below
+    which little is left to gain; without it, photographs that are sharp already would be all that counts.
+    """
+    error = (image - truth).square().mean((1, 2, 3))
+    return 10 * torch.log10(1 + error / floor).mean()
+
+
 def fft(image: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute difference of the spectra (Cho et al., MIMO-UNet, 2021), scaled by 1 / sqrt(pixels)."""
     spectrum: Tensor = torch.fft.rfft2(image - truth, norm="ortho")
@@ -97,7 +107,14 @@ def load_vgg(path: Path | None) -> dict[str, Tensor]:
     return {str(name): value for name, value in weights.items()}
 
 
-LOSSES: dict[str, Loss] = {"mse": F.mse_loss, "l1": F.l1_loss, "charbonnier": charbonnier, "ssim": ssim, "fft": fft}
+LOSSES: dict[str, Loss] = {
+    "mse": F.mse_loss,
+    "l1": F.l1_loss,
+    "charbonnier": charbonnier,
+    "psnr": psnr,
+    "ssim": ssim,
+    "fft": fft,
+}
 
 
 class WeightedLoss(nn.Module):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import cast
 
-import numpy as np
 from onnx import ModelProto
 from onnxruntime.quantization.calibrate import TensorsData
 
@@ -54,10 +53,7 @@ class Quantizer:
         return [op for op, runs in self._ops(layout).items() if not runs]
 
     def _rounded(self, layout: Layout) -> Weights:
-        moments = self._moments()
-        if self._rounding == "nearest":
-            moments = {name: np.eye(len(moment)) for name, moment in moments.items()}
-        return rounded_weights(self.plain(layout), moments)
+        return rounded_weights(self.plain(layout), self._moments() if self._rounding == "together" else None)
 
     def held(self) -> tuple[float, float]:
         """Least and largest share of the tiles that a range holds, by the method ``result``."""

@@ -5,8 +5,8 @@ differ: neighbouring pixels are nearly the same, so the errors add up to one tha
 go together is known from the calibration tiles.
 
 x86 processors without VNNI add the products of two neighbouring inputs in 16 bits before they add the rest in 32, and
-what does not fit is cut off: weights that use all of their 8 bits then make photographs worse than no network at all.
-So no two weights that are multiplied together may sum to more than 16 bits hold, and the same file is exact everywhere.
+what does not fit is cut off: with weights that use all of their 8 bits, photographs come out worse than they went in.
+So the weights of two such inputs are kept from exceeding 16 bits together, and the same file is exact everywhere.
 
 Source: Frantar et al., GPTQ (2023), here for convolutions and 8 bits; the columns in the order of their energy.
 """
@@ -79,9 +79,12 @@ def _weights(body: ModelProto) -> dict[str, NDArray[np.float32]]:
     return {name: numpy_helper.to_array(constants[name]) for name in names}
 
 
-def rounded_weights(body: ModelProto, moments: Moments) -> Weights:
-    """The weights of the convolutions of ``body`` (fp32) on the int8 grid."""
-    return {name: round_weights(values, moments[layer_name(name)]) for name, values in _weights(body).items()}
+def rounded_weights(body: ModelProto, moments: Moments | None) -> Weights:
+    """The weights of the convolutions of ``body`` (fp32) on the int8 grid; each to the nearest without ``moments``."""
+    return {
+        name: round_weights(values, np.eye(values[0].size) if moments is None else moments[layer_name(name)])
+        for name, values in _weights(body).items()
+    }
 
 
 def with_weights(body: ModelProto, weights: Weights) -> ModelProto:
