@@ -104,7 +104,7 @@ def _ours(
     on_progress(f"{checkpoint.name}: export")
     exporter = Exporter(load_checkpoint(checkpoint), sha256(checkpoint), folder)
     artifacts = [exporter.fp32(), exporter.fp16()]
-    how = Int8Config(max_drop_db=options.max_drop_db, sensitivity_crops=0 if options.quick else 4)
+    how = Int8Config(max_drop_db=options.max_drop_db, sensitivity_crops=0)
     try:
         int8, about = quantize(exporter, artifacts[0], calibration_from(None, 0), pairs(options), how, on_progress)
         artifacts += int8

@@ -44,6 +44,18 @@ def writing_file(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_unwritable(target: Path) -> None:
+    """Raise OutputError if ``target`` cannot become a file (call it before any costly work)."""
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder, a file is needed; choose another name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
+
+
 @contextmanager
 def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder; rename it to ``target`` if the block succeeds.

@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 
 from deblur_deploy.cli.bench import Arguments, command, parse, run
-from deblur_deploy.errors import InputError, MissingFileError, ProviderError
+from deblur_deploy.errors import DeblurError, InputError, MissingFileError, ProviderError
 from deblur_deploy.evaluation import views
 from deblur_deploy.evaluation.bench import Entry, Plan, entries_of, measure_latency
 from deblur_deploy.evaluation.compare import caveats, compare_records
 from deblur_deploy.evaluation.quality import Pair, PairSet, psnr, ssim
 from deblur_deploy.evaluation.record import Record, Row, new_record, read_record, to_csv, write_json
-from deblur_deploy.evaluation.sets import measure, steps, usable_sets
+from deblur_deploy.evaluation.sets import measure, measure_quality, steps, usable_sets
 from deblur_deploy.evaluation.worker import Worker
 from deblur_deploy.runtime.media import read_image, write_image
 from tests import tiny
@@ -402,3 +402,109 @@ def test_waiting_for_others_is_said_below_the_table():
     assert "medians are 40% lower" in text
     assert "medians are" not in "\n".join(views.summary(record(rows=[row(waited=0.001)])))
     assert "waiting" not in "\n".join(views.summary(record()))
+
+
+TWO = (row(model="small", median_ms=300.0, psnr=25.0), row())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "worse"),
+    [
+        (record(), record(rows=list(TWO)), []),  # another model came along
+        (record(rows=list(TWO)), record(rows=[TWO[0]]), ["m int8 cpu 48x32: row"]),  # one is gone, none got faster
+        (record(), record(rows=[row(load_ms=900.0, first_ms=900.0)]), []),  # nobody knows what it was
+        (record(rows=[row(load_ms=90.0)]), record(rows=[row(load_ms=130.0)]), []),  # seen once, so it may vary
+        (record(rows=[row(load_ms=90.0)]), record(rows=[row(load_ms=150.0)]), ["int8 cpu 48x32: load_ms"]),
+        (record(rows=[row(psnr_to_fp32=52.0)]), record(rows=[row(psnr_to_fp32=50.5)]), ["int8 cpu: psnr_to_fp32"]),
+        (record(rows=[row(worst_drop_db=0.01)]), record(rows=[row(worst_drop_db=0.3)]), ["int8 cpu: worst_drop_db"]),
+        # The same quality at three sizes is one figure.
+        (record(rows=[row(), row(size="9x9")]), record(rows=[row(psnr=29.0), row(size="9x9", psnr=29.0)]),
+         ["int8 cpu: psnr"]),
+        # A machine that got faster is no excuse for what got slower.
+        (record(), record(rows=[row(median_ms=125.0)], reference_ms={"48x32": 7.0}), ["int8 cpu 48x32: steady_ms"]),
+    ],
+)  # fmt: skip
+def test_the_guard_looks_at_every_figure_and_at_the_right_model(old, new, worse):
+    assert [f"{change.row}: {change.what}" for change in compare_records(old, new)] == worse
+
+
+def test_the_guard_notes_what_ran_in_another_precision():
+    receipt = {"provider": "cpu", "effective_precision": "int8", "threads": 2}
+    old, new = (
+        record(rows=[row(facts={"receipt": receipt | {"effective_precision": precision}})])
+        for precision in ("int8", "fp32")
+    )
+    assert caveats(old, new) == ["int8 cpu: ran on cpu in int8, 2 threads, now on cpu in fp32, 2 threads"]
+
+
+def test_two_models_can_be_told_apart_in_tables_and_figures():
+    made = record(
+        rows=[made for size in ("48x32", "96x64") for made in (row(size=size), row(model="small", size=size))]
+    )
+    for table in views.tables(made):
+        assert {line[table.columns.index("model")] for line in table.rows} == {"m", "small"}
+    for figure in views.figures(made):
+        assert "small int8, cpu" in figure.svg
+    assert all("model" not in table.columns for table in views.tables(record()))
+
+
+def test_only_what_computes_in_fp32_is_what_others_are_compared_with(pairs):
+    coarse = {"effective_precision": "bf16"}
+    entries = [entry("coarse", "fp32", receipt=coarse), entry("identity", "other")]
+    assert [row.psnr_to_fp32 for row in measure_quality(entries, {"a": pairs})] == [None, None]
+    entries += [dataclasses.replace(entry("identity", "fp32"), provider="exact")]
+    coarse_row, other, exact = measure_quality(entries, {"a": pairs})
+    assert coarse_row.psnr_to_fp32 == pytest.approx(20 * np.log10(255))
+    assert (other.psnr_to_fp32, exact.psnr_to_fp32) == (100.0, None)
+
+
+def test_a_broken_model_beside_a_good_one_takes_neither_table_nor_page(bundle, folder, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    for path in broken.glob("*.onnx"):
+        path.write_bytes(path.read_bytes()[:99])
+    page = tmp_path / "page.html"
+    arguments = ["--data", str(folder), "--sizes", "48x32", "--variants", "int8", "--providers", "cpu"]
+    assert command([str(bundle), str(broken), *arguments, "--budget-s", "0.1", "--html", str(page)]) == 1
+    printed = capsys.readouterr()
+    assert "FAILED broken/int8 on cpu, 48x32" in printed.err
+    assert "tiny" in printed.out
+    assert page.read_text().count("data:image/jpeg;base64,") == 4
+
+
+def test_a_set_without_a_usable_pair_does_not_take_the_others_with_it(folder, tmp_path, capsys):
+    (tmp_path / "empty" / "sharp").mkdir(parents=True)
+    (tmp_path / "long.csv").write_text(f"{'a' * 300},b")
+    sets, failed = usable_sets([folder, tmp_path / "empty", tmp_path / "long.csv"])
+    assert list(sets) == [folder.name]
+    assert [line.partition(":")[0].partition(";")[0] for line in failed] == [
+        f"no pairs in {tmp_path / 'empty'}", f"no pair of {tmp_path / 'long.csv'} can be used",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["--json", "-", "--csv", "-"], "same name"),
+        (["--html", "-"], "needs a file"),
+        (["--json", "."], "is a folder"),
+        (["--csv", "/proc/none/rows.csv"], "cannot write"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_anything_is_measured(targets, said, monkeypatch):
+    monkeypatch.setattr("deblur_deploy.cli.bench.measure", None)
+    with pytest.raises(DeblurError, match=said):
+        command(targets)
+
+
+def test_an_image_too_large_for_this_machine_is_a_row_that_says_so(pairs, monkeypatch):
+    def at_size(image, width, height):
+        if width > 48:
+            raise MemoryError
+        return image
+
+    monkeypatch.setattr("deblur_deploy.evaluation.bench.at_size", at_size)
+    plan = dataclasses.replace(PLAN, sizes=((99999, 99999), (48, 32)))
+    good, bad = measure_latency([entry("identity")], pairs[0].blurred, plan).rows
+    assert good.error is None
+    assert bad.error == "an image of 99999x99999 does not fit into memory"

@@ -40,6 +40,19 @@ def test_round_trip_is_exact(saved: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
 
 
+def test_half_precision_takes_half_the_room_and_loads_as_fp32(saved: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(saved)
+    rounded = {name: value.half().float() for name, value in model.state_dict().items()}
+    save_checkpoint(model.half(), tmp_path / "half.safetensors", {"step": "7"})
+    small = load_checkpoint(tmp_path / "half.safetensors")
+    assert {value.dtype for value in small.state_dict().values()} == {torch.float32}
+    assert all(torch.equal(value, rounded[name]) for name, value in small.state_dict().items())
+    sizes = [sum(value.numel() for value in model.state_dict().values()) * width for width in (2, 4)]
+    assert (tmp_path / "half.safetensors").stat().st_size - sizes[0] == pytest.approx(
+        saved.stat().st_size - sizes[1], abs=64
+    )
+
+
 def broken(kind: str, path: Path) -> None:
     tensors = UNet(CONFIG).state_dict()
     match kind:

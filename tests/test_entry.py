@@ -28,3 +28,18 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(command, missi
 def test_every_script_is_there(script):
     module, name = script.split(":")
     assert callable(getattr(import_module(module), name))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes of that kind")
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    code = """
+import os, sys
+from deblur_deploy.cli.entry import train
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, sys.stdout.fileno())
+sys.argv[1:] = ["--help"]
+sys.exit(train())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")

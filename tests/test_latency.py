@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -102,6 +104,27 @@ def test_waiting_behind_others_is_counted_and_subtracted():
     assert lap.waited_ms > 50
     # Of its own it needs 50 ms, however long it took.
     assert lap.steady_ms == pytest.approx(50, rel=0.25)
+
+
+def test_threads_that_wait_for_each_other_wait_for_nobody_else():
+    """More threads than cores take each other's turns, which is their own slowness."""
+    if thread_times() is None:
+        pytest.skip("this system does not count waiting")
+    allowed, data = os.sched_getaffinity(0), bytes(20_000_000)
+    try:
+        os.sched_setaffinity(0, [min(allowed)])
+        with ThreadPoolExecutor(5) as pool:
+
+            def crowd() -> None:
+                list(pool.map(lambda _: sha256(data), range(5)))  # hashing lets go of the interpreter's lock
+
+            crowd()
+            start = time.process_time()
+            lap = own_clock(crowd)
+            needed_ms = 1e3 * (time.process_time() - start)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert lap.steady_ms > 0.9 * needed_ms
 
 
 def test_warm_up_is_not_timed():

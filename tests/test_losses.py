@@ -69,7 +69,8 @@ def test_fft_loss_equals_numpys_spectrum() -> None:
 def test_psnr_loss_is_what_the_images_lack_to_40_db_on_average() -> None:
     truth = torch.cat([batch(0), batch(1)])
     image = (truth + torch.tensor([0.1, 0.2]).view(2, 1, 1, 1)).double()  # 20 and 14 dB
-    lacking = [40 - peak_signal_noise_ratio(a.numpy(), b.double().numpy(), data_range=1) for a, b in zip(image, truth, strict=True)]
+    pairs = zip(image.numpy(), truth.double().numpy(), strict=True)
+    lacking = [40 - peak_signal_noise_ratio(a, b, data_range=1) for a, b in pairs]
     assert losses.psnr(image, truth).item() == pytest.approx(np.mean(lacking), abs=0.05)
 
 

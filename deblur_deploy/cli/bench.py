@@ -23,11 +23,11 @@ from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.errors import DeblurError, InputError, MissingExtraError
 from deblur_deploy.evaluation import bench, record, views
-from deblur_deploy.evaluation.compare import caveats, compare_records
+from deblur_deploy.evaluation.compare import caveats, compare_records, matched
 from deblur_deploy.evaluation.page import Page, pictures_of, write_page
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.evaluation.sets import measure, names, steps, usable_sets
-from deblur_deploy.files import writing_file
+from deblur_deploy.files import refuse_unwritable, writing_file
 from deblur_deploy.runtime.providers import AUTO, find
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.shipped import DEFAULT_BUNDLE
@@ -93,6 +93,7 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
         return _compare(*arguments.compare)
     if arguments.tune:
         return tune.run(arguments.models, providers=arguments.providers, budget_s=arguments.budget_s, console=console)
+    _check_targets(arguments)
     start = time.monotonic()
     notes: list[str] = []
     entries = _entries(arguments, notes)
@@ -132,20 +133,20 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
         found={"seconds": round(time.monotonic() - start, 1)},
         rows=outcome.rows,
     )
-    _write(arguments, result)
-    if arguments.html:
-        _write_html(arguments.html, result, entries, main)
+    # People first: whatever happens to a file, they have seen what was measured.
     if Path("-") not in (arguments.json, arguments.csv):
         for grid in tables(result):
             Console(width=None if sys.stdout.isatty() else 120).print(grid)
     for line in views.summary(result):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    _write(arguments, result)
+    if arguments.html:
+        _write_html(arguments.html, result, entries, main)
     return SOME_FAILED if failed or any(row.error for row in result.rows) else OK
 
 
 def tables(result: record.Record) -> list[Table]:
     """One line a row, the sizes apart; and one line a variant and provider."""
-    several = len({row.model for row in result.rows}) > 1
     grids = []
     timed, variants = [row for row in result.rows if row.size], views.one_a_variant(result.rows)
     for (columns, lines), rows in (
@@ -153,12 +154,12 @@ def tables(result: record.Record) -> list[Table]:
         (views.quality_lines(result.rows), variants),
     ):
         grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
-        for heading in (*(("model",) if several else ()), *columns):
+        for heading in columns:
             textual = heading in ("model", "variant", "provider", "size", "on", "really ran")
             grid.add_column(heading, justify="left" if textual else "right", no_wrap=heading != "really ran")
         for row, after, line in zip_longest(rows, rows[1:], lines):
-            text = map(escape, [*((row.model,) if several else ()), *line])
-            grid.add_row(*text, end_section=after is None or (after.size, after.data) != (row.size, row.data))
+            last = after is None or (after.size, after.data) != (row.size, row.data)
+            grid.add_row(*map(escape, line), end_section=last)
         grids.append(grid)
     return grids
 
@@ -203,6 +204,18 @@ def _sets(data: Sequence[Path]) -> tuple[dict[str, Sequence[Pair]], list[str]]:
     return {"built-in photographs": builtin_pairs()}, []
 
 
+def _check_targets(arguments: Arguments) -> None:
+    """Raises InputError or OutputError now for what could not be written in the end, minutes later."""
+    paths = [path for path in (arguments.json, arguments.csv, arguments.html) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise InputError("two of --json, --csv and --html have the same name; give each a file of its own")
+    if arguments.html == Path("-"):
+        raise InputError("--html is '-'; a page with pictures needs a file")
+    for path in paths:
+        if path != Path("-"):
+            refuse_unwritable(path)
+
+
 def _write(arguments: Arguments, result: record.Record) -> None:
     texts = ((arguments.json, record.to_json(result).decode()), (arguments.csv, record.to_csv(result.rows)))
     for path, text in texts:
@@ -214,21 +227,25 @@ def _write(arguments: Arguments, result: record.Record) -> None:
 
 
 def _write_html(path: Path, result: record.Record, entries: Sequence[bench.Entry], pairs: Sequence[Pair]) -> None:
-    # The last row that ran is of the fastest kind that a bundle lists: its pictures are shown.
-    ran = {(row.variant, row.provider) for row in result.rows if row.error is None}
-    shown = next((entry for entry in reversed(entries) if (entry.variant, entry.provider) in ran), None)
-    pictures = []
+    # The pictures are those of what was fastest, per pixel.
+    ran = [row for row in result.rows if row.error is None and row.median_ms]
+    fastest = max(ran, key=lambda row: row.megapixels_per_s or 0, default=None)
+    shown = next((e for e in entries if fastest and (e.model, e.variant, e.provider) == fastest.key[:3]), None)
+    pictures, notes = [], views.summary(result)
     if shown is not None:
-        with shown.start() as worker:
-            pictures = pictures_of(pairs, worker.restore)
+        try:
+            with shown.start() as worker:
+                pictures = pictures_of(pairs, worker.restore)
+        except DeblurError as error:
+            notes.append(f"no pictures: {error}")
     page = Page(
         title="deblur-bench",
-        lead="; ".join(views.summary(result)[:2]),
+        lead="; ".join(notes[:2]),
         pictures=pictures,
         shown=shown.name if shown else "",
         figures=views.figures(result),
         tables=views.tables(result),
-        notes=[*views.summary(result)[2:], ", ".join(f"{name} {of}" for name, of in result.versions.items())],
+        notes=[*notes[2:], ", ".join(f"{name} {of}" for name, of in result.versions.items())],
     )
     write_page(path, page)
 
@@ -242,7 +259,7 @@ def _compare(old_path: Path, new_path: Path) -> int:
     for change in changes:
         out.print(f"{'WORSE ' if change.worse else 'better'} {change.row}: {change.what} {change.text}")
     worse = sum(change.worse for change in changes)
-    compared = sum(row.error is None for row in old.rows)
+    compared = sum(after is not None for _, _, after in matched(old, new))
     out.print(f"{compared} rows compared, {worse} figures worse, {len(changes) - worse} better, beyond the noise")
     return SOME_FAILED if worse else OK
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from deblur_deploy.errors import DeblurError
 
-OK, SOME_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+OK, SOME_FAILED, USER_ERROR, INTERRUPTED, CLOSED = 0, 1, 2, 130, 141
+"""The last two as shells count them: 128 and the signal's number."""
 
 
 def guarded(name: str, command: Callable[[Sequence[str] | None], int]) -> Callable[[], int]:
@@ -22,5 +24,9 @@ def guarded(name: str, command: Callable[[Sequence[str] | None], int]) -> Callab
         except KeyboardInterrupt:
             sys.stderr.write(f"{name}: interrupted; finished files are kept\n")
             return INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read standard output (head, less) has seen enough; nor must its last flush complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CLOSED
 
     return main

@@ -14,6 +14,7 @@ from statistics import fmean
 from time import perf_counter, sleep
 from typing import Any, cast
 
+import cv2
 import numpy as np
 
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError
@@ -146,9 +147,12 @@ def measure_latency(
     for done, (width, height) in enumerate(sorted(plan.sizes, key=math.prod)):
         share = left / (len(plan.sizes) - done)
         size = f"{width}x{height}"
-        timed, references[size], spent = _latency(
-            entries, at_size(photo, width, height), plan, share, on_progress, on_round
-        )
+        try:
+            image = at_size(photo, width, height)
+        except (MemoryError, cv2.error):
+            rows += [entry.row(size, error=f"an image of {size} does not fit into memory") for entry in entries]
+            continue
+        timed, references[size], spent = _latency(entries, image, plan, share, on_progress, on_round)
         left -= spent
         rows += [entry.row(size, **timed[entry.name]) for entry in entries]
     after = stolen_s()

@@ -43,8 +43,10 @@ def own_clock(call: Callable[[], object], threads: int | None = None) -> Lap:
     # Those that ran most did the work; what else lives in this process may wait without holding anything up.
     busiest = sorted(spent, reverse=True)[: threads or usable_cores()]
     waited = sum(waited for _, waited in busiest) / len(busiest) / 1e6
-    # However the waiting of several threads fell together, no call takes less than its busiest thread has run.
-    return Lap(took, max(min(waited, took - busiest[0][0] / 1e6), 0.0))
+    # However the waiting of several threads fell together, no call takes less than its busiest thread has run, nor than
+    # all of them need on the cores there are: threads that wait for each other's core wait for nobody else.
+    least = max(busiest[0][0], sum(ran for ran, _ in spent) / usable_cores()) / 1e6
+    return Lap(took, max(min(waited, took - least), 0.0))
 
 
 def thread_times() -> dict[str, tuple[int, int]] | None:

@@ -67,7 +67,7 @@ def _listed(path: Path) -> tuple[list[PathPair], list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a CSV file ({error}); wanted: {LAYOUTS}") from None
     order = (0, 1)
     if rows and {"blur", "sharp"} <= set(header := [cell.lower() for cell in rows[0][1]]):
@@ -81,7 +81,12 @@ def _listed(path: Path) -> tuple[list[PathPair], list[str]]:
             failed.append(f"{where}: {len(row)} columns; two are needed, blurred and sharp")
             continue
         pair = path.parent / row[order[0]], path.parent / row[order[1]]
-        if missing := [image for image in pair if not image.is_file()]:
+        try:
+            missing = [image for image in pair if not image.is_file()]
+        except OSError as error:  # a cell that is no path at all
+            failed.append(f"{where}: {error.strerror}: {str(error.filename)[:80]}")
+            continue
+        if missing:
             failed.append(f"{where}: no such file: {missing[0]}; paths are relative to the CSV file")
         else:
             pairs.append(pair)

@@ -92,7 +92,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     @property
     def ran(self) -> str:
-        """What really ran, in words."""
+        """What really ran, in words; nothing where the row failed."""
+        if self.error is not None:
+            return ""
         receipt = self.facts.get("receipt")
         if receipt:
             return f"{receipt['provider']} in {receipt['effective_precision']}, {receipt['threads']} threads"
@@ -162,7 +164,7 @@ def read_record(path: Path) -> Record:
 COLUMNS = (
     "model", "variant", "provider", "size", "median_ms", "p95_ms", "best_ms", "calls", "noise", "megapixels_per_s",
     "frames_per_s", "steady_ms", "waited", "peak_mb", "gpu_mb", "load_ms", "first_ms", "data", "psnr_blurred", "psnr",
-    "ssim", "psnr_to_fp32", "ran", "error",
+    "ssim", "psnr_to_fp32", "worst_drop_db", "worst_image", "ran", "error",
 )  # fmt: skip
 """What CSV files hold of a row."""
 

@@ -14,7 +14,7 @@ from statistics import fmean
 
 import msgspec
 
-from deblur_deploy.errors import DeblurError
+from deblur_deploy.errors import DeblurError, InputError, MissingFileError
 from deblur_deploy.evaluation.bench import Entry, Outcome, Plan, Progress, measure_latency, silent
 from deblur_deploy.evaluation.quality import Pair, PairSet, Quality, compare, mean_quality, psnr, usable_pairs
 from deblur_deploy.evaluation.record import Row
@@ -26,13 +26,23 @@ Sets = Mapping[str, Sequence[Pair]]
 
 
 def usable_sets(paths: Sequence[Path]) -> tuple[dict[str, Sequence[Pair]], list[str]]:
-    """``usable_pairs`` of each path, by its name (all of it where two share one), and one line for each lost pair."""
+    """``usable_pairs`` of each path, by its name (all of it where two share one), and one line for each lost pair.
+
+    A path without a usable pair is such a line too.  Raises InputError if that leaves nothing.
+    """
     short = len({path.stem for path in paths}) == len(paths)
     found: dict[str, Sequence[Pair]] = {}
     failed: list[str] = []
     for path in paths:
-        found[path.stem if short else path.as_posix()], lost = usable_pairs(path)
+        try:
+            found[path.stem if short else path.as_posix()], lost = usable_pairs(path)
+        except MissingFileError:
+            raise
+        except InputError as error:
+            lost = [str(error)]
         failed += lost
+    if not found:
+        raise InputError(failed[0])
     return found, failed
 
 
@@ -94,8 +104,8 @@ def with_quality(row: Row, of: Row) -> Row:
 def measure_quality(entries: Sequence[Entry], sets: Sets, on_progress: Progress = silent) -> list[Row]:
     """Mean quality on each set (of at least one pair), one row a set and entry, without a size.
 
-    PSNR to fp32 is taken against the first entry of the same model whose variant is called ``fp32``.  All processes
-    are alive at once, and only one pair at a time is in memory.
+    PSNR to fp32 is taken against the first entry of the same model whose variant is called ``fp32`` and that is not
+    known to compute in less.  All processes are alive at once, and only one pair at a time is in memory.
     """
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -124,7 +134,7 @@ def _one_pair(
     found: dict[str, _Finding] = {}
     fp32: dict[str, tuple[Image, Quality]] = {}
     # fp32 first, so that the others can be compared with it.
-    for entry in sorted(entries, key=lambda entry: entry.variant != "fp32"):
+    for entry in sorted(entries, key=lambda entry: not _exact(entry, workers)):
         if entry.name in errors:
             continue
         try:
@@ -141,9 +151,17 @@ def _one_pair(
             )
         else:
             found[entry.name] = _Finding(name=pair.name, quality=quality)
-            if entry.variant == "fp32":
+            if _exact(entry, workers):
                 fp32[entry.model] = restored, quality
     return found
+
+
+def _exact(entry: Entry, workers: Mapping[str, Worker]) -> bool:
+    """Whether it computes in fp32: providers may run that file in bf16 or tf32, and their receipts say so."""
+    if entry.variant != "fp32" or entry.name not in workers:
+        return False
+    receipt = workers[entry.name].facts.get("receipt") or {}
+    return receipt.get("effective_precision", "fp32") == "fp32"
 
 
 def _quality_row(

@@ -10,21 +10,23 @@ from deblur_deploy.evaluation.page import Figure, Table
 from deblur_deploy.evaluation.record import Record, Row
 
 COSTS = (
-    "variant", "provider", "size", "p50\nms", "p95\nms", "±", "Mpx/s", "fps", "peak\nMB", "GPU\nMB", "load\nms",
-    "first\nms",
+    "model", "variant", "provider", "size", "p50\nms", "p95\nms", "±", "calls", "Mpx/s", "fps", "peak\nMB", "GPU\nMB",
+    "load\nms", "first\nms",
 )  # fmt: skip
-QUALITIES = ("variant", "provider", "on", "PSNR dB", "gain dB", "SSIM", "to fp32 dB", "really ran")
+QUALITIES = ("model", "variant", "provider", "on", "PSNR dB", "gain dB", "SSIM", "to fp32 dB", "really ran")
 
 
 def costs(row: Row) -> list[str]:
     """Latency and memory of a row as text, in the order of ``COSTS``."""
     return [
+        row.model,
         row.variant,
         row.provider,
         row.size,
         "failed" if row.error else digits(row.median_ms),
         digits(row.p95_ms),
         number(row.noise, ".0%"),
+        str(row.calls or ""),
         digits(row.megapixels_per_s),
         digits(row.frames_per_s),
         number(row.peak_mb, ".0f"),
@@ -37,6 +39,7 @@ def costs(row: Row) -> list[str]:
 def qualities(row: Row) -> list[str]:
     """Quality of a row as text, in the order of ``QUALITIES``; the same for every size."""
     return [
+        row.model,
         row.variant,
         row.provider,
         row.data,
@@ -44,7 +47,7 @@ def qualities(row: Row) -> list[str]:
         number(None if row.psnr is None or row.psnr_blurred is None else row.psnr - row.psnr_blurred, "+.2f"),
         number(row.ssim, ".4f"),
         number(row.psnr_to_fp32, ".1f"),
-        row.ran if row.error is None else "nothing",
+        row.ran or "nothing",
     ]
 
 
@@ -61,17 +64,26 @@ def one_a_variant(rows: Sequence[Row]) -> list[Row]:
 
 
 def cost_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """``COSTS`` and a line a row of those that have a size, without columns that would be empty."""
-    return without_empty(COSTS, [costs(row) for row in rows if row.size])
+    """``COSTS`` and a line a row of those that have a size, without columns that tell nothing."""
+    return _telling(rows, without_empty(COSTS, [costs(row) for row in rows if row.size]))
 
 
 def quality_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """``QUALITIES`` and a line for each of ``one_a_variant``, without columns that would be empty."""
-    columns, lines = without_empty(QUALITIES, [qualities(row) for row in one_a_variant(rows)])
-    if len({row.data for row in rows}) > 1:
-        return columns, lines
-    at = columns.index("on") if "on" in columns else len(columns)
-    return columns[:at] + columns[at + 1 :], [line[:at] + line[at + 1 :] for line in lines]
+    """``QUALITIES`` and a line for each of ``one_a_variant``, without columns that tell nothing."""
+    return _telling(rows, without_empty(QUALITIES, [qualities(row) for row in one_a_variant(rows)]))
+
+
+def _telling(rows: Sequence[Row], grid: tuple[list[str], list[list[str]]]) -> tuple[list[str], list[list[str]]]:
+    """Without the model and the set of pairs, where all rows have the same."""
+    same = {"model": len({row.model for row in rows}) <= 1, "on": len({row.data for row in rows}) <= 1}
+    kept = [at for at, name in enumerate(grid[0]) if not same.get(name)]
+    return [grid[0][at] for at in kept], [[line[at] for at in kept] for line in grid[1]]
+
+
+def labels(rows: Sequence[Row]) -> dict[tuple[str, str, str], str]:
+    """What a figure calls each model, variant and provider; the model only where there are several."""
+    several = len({row.model for row in rows}) > 1
+    return {row.key[:3]: f"{f'{row.model} ' * several}{row.variant}, {row.provider}" for row in rows}
 
 
 def without_empty(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
@@ -107,13 +119,13 @@ def summary(record: Record) -> list[str]:
         lines.append(f"machine noise: a fixed computation varied by {record.machine_noise:.1%}{restless}")
     lines += [line for line in (waiting(record),) if line]
     lines += [f"note: {note}" for note in record.notes]
-    failed: dict[str, list[str]] = {}
+    failed: dict[tuple[str, str], list[str]] = {}
     for row in record.rows:
         if row.error:
-            failed.setdefault(f"FAILED {row.model}/{row.variant} on {row.provider}, {{}}: {row.error}", []).append(
-                row.size
-            )
-    return lines + [line.replace("{}", ", ".join(sizes), 1) for line, sizes in failed.items()]
+            failed.setdefault((f"{row.model}/{row.variant} on {row.provider}", row.error), []).append(row.size)
+    return lines + [
+        f"FAILED {', '.join([name, *filter(None, sizes)])}: {error}" for (name, error), sizes in failed.items()
+    ]
 
 
 def waiting(record: Record) -> str:
@@ -145,19 +157,21 @@ def figures(record: Record) -> list[Figure]:
     if points:
         found.append(Figure(heading="Quality against latency", svg=plots.pareto(points, blurred(rows), size)))
     if len(sizes) > 1:
+        called = labels(rows)
         series: dict[str, dict[float, float]] = {}
         for row in rows:
             assert row.median_ms is not None
-            series.setdefault(f"{row.variant}, {row.provider}", {})[row.pixels / 1e6] = row.median_ms
+            series.setdefault(called[row.key[:3]], {})[row.pixels / 1e6] = row.median_ms
         found.append(Figure(heading="Latency by size", svg=plots.latency_by_size(series)))
     return found
 
 
 def pareto_points(rows: Sequence[Row], group: str | None = None) -> list[plots.Point]:
     """Rows that have both latency and quality, grouped by provider unless ``group`` is given."""
+    called = labels(rows)
     return [
         plots.Point(
-            label=f"{row.variant}, {row.provider}" if group is None else row.variant,
+            label=called[row.key[:3]] if group is None else row.variant,
             group=group or row.provider,
             milliseconds=row.median_ms,
             psnr=row.psnr,
@@ -169,8 +183,13 @@ def pareto_points(rows: Sequence[Row], group: str | None = None) -> list[plots.P
 
 def tables(record: Record) -> list[Table]:
     """The rows of a record, quality apart from cost."""
-    note = "Median and 95th percentile, uint8 array to uint8 array; ± is half the median's 95 % confidence interval; "
-    note += "peak memory is that of a process that does nothing else; load is from import to ready."
+    note = (
+        "Median and 95th percentile, uint8 array to uint8 array; ± is half the median's 95 % confidence interval, of "
+    )
+    note += (
+        "less than six calls half their range; peak memory is that of a process that does nothing else; load is from "
+    )
+    note += "import to ready."
     columns, lines = cost_lines(record.rows)
     latency = Table(heading="Latency and memory", columns=columns, rows=lines, note=note)
     columns, lines = quality_lines(record.rows)

@@ -18,8 +18,11 @@ CONFIG_KEY = "deblur_deploy.unet"
 
 
 def save_checkpoint(model: UNet, path: Path, notes: dict[str, str] | None = None) -> None:
-    """Write weights (fp32) and config to ``path``, whole or not at all; ``notes`` become further metadata."""
-    tensors = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+    """Write weights and config to ``path``, whole or not at all; ``notes`` become further metadata.
+
+    Weights keep their type: ``model.half()`` makes a file of half the size, which loads as fp32 like any other.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_tensors(tensors, path, {CONFIG_KEY: msgspec.json.encode(model.config).decode(), **(notes or {})})
 
 
@@ -37,7 +40,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def load_checkpoint(path: Path) -> UNet:
-    """The network stored at ``path``, in eval mode on the CPU.
+    """The network stored at ``path``, in fp32 and eval mode on the CPU.
 
     Raises MissingFileError if there is no such file, ModelError if it is not a whole checkpoint of ours.
     """
