@@ -2,18 +2,20 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import get_args
 
 import numpy as np
 import onnx
 import pytest
 
-from deblur_deploy.errors import VerificationError
+from deblur_deploy.errors import InputError, VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.config import Int8Config, Method
 from deblur_deploy.pipeline.int8.budget import Trial, fastest, quantize
 from deblur_deploy.pipeline.int8.coverage import int8_share
 from deblur_deploy.pipeline.int8.quantize import layers
+from deblur_deploy.pipeline.int8.quantizer import NNCF
 from deblur_deploy.pipeline.int8.sensitivity import Sensitivity, return_order
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.providers import find
@@ -102,6 +104,26 @@ def test_an_operation_without_an_int8_kernel_stays_float_and_is_named(tmp_path, 
     assert found.float_ops == {"rows": ["Softplus"], "planes": ["Softplus"]}
     with DeblurEngine(artifacts[0].path, provider="cpu") as engine:
         assert engine(photo(0)).shape == photo(0).shape
+
+
+def test_too_few_multiplications_in_int8_are_a_failure_or_a_note(exporter, fp32, pairs, monkeypatch):
+    monkeypatch.setattr("deblur_deploy.pipeline.int8.budget.int8_share", lambda *_: 0.6)
+    said: list[str] = []
+    _, found = quantize(exporter, fp32, PHOTOS, pairs, replace_struct(HOW, sensitivity_crops=0), said.append)
+    assert found.chosen.macs == 0.6
+    assert "note: 60.0% of the multiplications run in int8" in said
+    with pytest.raises(VerificationError, match=r"only 60\.0% .*; at least 90% are wanted"):
+        quantize(exporter, fp32, PHOTOS, pairs, replace_struct(HOW, sensitivity_crops=0, min_macs=0.9))
+
+
+def test_nncf_competes_whenever_it_is_asked_to(exporter, fp32, pairs):
+    how = replace_struct(HOW, sensitivity_crops=0, nncf=True)
+    if find_spec("nncf"):
+        _, found = quantize(exporter, fp32, PHOTOS, pairs, how)
+        assert [trial.method for trial in found.trials] == ["minmax", NNCF]
+    else:
+        with pytest.raises(InputError, match="needs NNCF"):
+            quantize(exporter, fp32, PHOTOS, pairs, how)
 
 
 def test_latency_decides_only_beyond_the_noise():

@@ -142,6 +142,29 @@ def test_dead_channels_are_the_least_important(method: Importance) -> None:
         assert scores[name][indices].max() < 1e-6 * scores[name].max()
 
 
+def test_taylor_counts_every_weight_of_a_channel_whoever_reads_it() -> None:
+    """A channel that two layers read is dearer than its like that one reads: a sum, no mean over the layers."""
+    model = alive(UNetConfig(stem=2, encoder=((8,), (12, 8)), up=(8,), decoder=((8, 8),)))
+    found = score(unet_channels(model), "taylor", samples(1))
+    (blurred, sharp), width = samples(1)[0], 8
+    model.zero_grad()
+    with torch.enable_grad():
+        nn.functional.l1_loss(model(blurred), sharp).backward()  # type: ignore[no-untyped-call]
+
+    def felt(layer: nn.Conv2d, axis: int, first: int = 0) -> torch.Tensor:
+        assert layer.weight.grad is not None
+        values = (layer.weight * layer.weight.grad).abs().transpose(0, axis).flatten(1).sum(1)
+        if axis == 0:
+            assert layer.bias is not None
+            assert layer.bias.grad is not None
+            values = values + (layer.bias * layer.bias.grad).abs()
+        return values[first : first + width].detach()
+
+    below, behind = model.encoder[1][0], model.decoder[0][0]  # type: ignore[index]
+    wanted = felt(model.first, 0) + felt(below, 1) + felt(behind, 1, first=8)
+    torch.testing.assert_close(found["encoder.0.0"], wanted, rtol=1e-3, atol=1e-8)
+
+
 def test_widths_are_multiples_and_networks_only_shrink() -> None:
     assert allowed_widths(64, 16) == [48, 32, 16]
     assert allowed_widths(40, 16) == [32, 16]

@@ -15,10 +15,10 @@ from deblur_deploy.evaluation.latency import Timing
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline import inputs
 from deblur_deploy.pipeline.cache import Cache
-from deblur_deploy.pipeline.pruning import fit
+from deblur_deploy.pipeline.pruning import fit, recover
 from deblur_deploy.pipeline.pruning import report as prune_report
 from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
-from deblur_deploy.pipeline.pruning.shrink import Shrinking
+from deblur_deploy.pipeline.pruning.shrink import Shrinking, data_digest
 from deblur_deploy.pipeline.recipe import Recipe, read_recipe, write_recipe
 from deblur_deploy.pipeline.stages import Stages, digest
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
@@ -121,3 +121,66 @@ def test_a_recipe_keeps_the_choices(room: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text("[prune]\nmacs = 2.0")
     with pytest.raises(InputError, match=r"macs is 2; allowed: .* - at `\$\.prune\.macs`"):
         read_recipe(tmp_path / "wrong.toml")
+
+
+def test_a_damaged_half_of_a_recovery_is_begun_again(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = choice(room, macs=0.6)
+    real, calls = recover.recover, list[str]()
+
+    def interrupted(*arguments: object) -> object:
+        real(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recover, "recover", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shrunk(room, tmp_path / "first", config)
+    monkeypatch.setattr(recover, "recover", lambda *arguments: calls.append("again") or real(*arguments))
+    (state,) = (room / "cache").rglob("*.part/run/state.safetensors")
+    state.write_bytes(state.read_bytes()[:1000])
+    _, record, said, _ = shrunk(room, tmp_path / "second", config)
+    assert record["recovery"]["steps"] == 4
+    assert len(calls) == 2
+    assert any("damaged" in line and "begun again" in line for line in said)
+
+
+def test_where_the_data_lie_and_how_many_load_them_is_no_reason_to_recover_again(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = choice(room, macs=0.55)
+    shrunk(room, tmp_path / "first", config)
+    monkeypatch.chdir(room)
+    moved = msgspec.structs.replace(config.recover, data=("pairs",), workers=1)
+    *_, stages = shrunk(room, tmp_path / "second", msgspec.structs.replace(config, recover=moved))
+    assert all(stage["cached"] for stage in stages.journal)
+    other = msgspec.structs.replace(config.recover, data=("pairs=0.5",))
+    assert data_digest(other) != data_digest(config.recover)
+
+
+def test_a_network_that_is_small_enough_does_not_recover(room: Path, tmp_path: Path) -> None:
+    path, record, _, _ = shrunk(room, tmp_path / "work", choice(room, macs=1.0))
+    assert "recovery" not in record
+    assert load_checkpoint(path).config == unet().config
+
+
+def test_a_share_out_of_reach_is_said_before_the_first_recovery(room: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a share of 0\.001 of the multiply-accumulates is out of reach"):
+        shrunk(room, tmp_path / "work", choice(room, macs=0.001, rounds=4))
+
+
+def test_a_network_that_turns_out_slower_than_wished_is_said_to_be(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slower_together(nets, *_: object) -> list[Timing]:  # type: ignore[no-untyped-def]
+        return [Timing.of([len(nets) * net.config.macs_per_pixel / 1000]) for net in nets]
+
+    monkeypatch.setattr(fit, "time_exported", slower_together)
+    wished = 0.6 * unet().config.macs_per_pixel / 1000
+    _, record, *_ = shrunk(room, tmp_path / "work", choice(room, target_ms=wished, importance="magnitude"))
+    assert "timed again" in record["notes"][-1]
+
+
+def test_a_recipe_finds_its_data_beside_it(room: Path) -> None:
+    (room / "own.toml").write_text('[prune]\nmacs = 0.5\n[prune.recover]\ndata = ["pairs=0.7"]')
+    assert read_recipe(room / "own.toml").prune.recover.data == (f"{room / 'pairs'}=0.7",)

@@ -42,21 +42,53 @@ def broken() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(7, 3, 3, padding=1))
 
 
+class Odd(nn.Module):
+    """Fails in its own way."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image + {"a": 1}["b"]
+
+
+def odd() -> nn.Module:
+    return Odd()
+
+
+def unlucky() -> nn.Module:
+    raise ValueError("no luck")
+
+
+class Scaled(Own):
+    """Has a parameter that belongs to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.scale * super().forward(image)
+
+
+def scaled() -> nn.Module:
+    torch.manual_seed(0)
+    return Scaled()
+
+
 def no_network() -> str:
     return "network"
 
 
 @pytest.mark.slow
 def test_it_is_pruned_exported_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_file(build().state_dict(), tmp_path / "own.safetensors")
+    save_file(scaled().state_dict(), tmp_path / "own.safetensors")
     out = tmp_path / "out"
-    words = [str(tmp_path / "own.safetensors"), "--out", str(out), "--model", "tests.test_stranger:build"]
+    words = [str(tmp_path / "own.safetensors"), "--out", str(out), "--model", "tests.test_stranger:scaled"]
     assert command([*words, "--divisor", "2", "--prune.macs", "0.6", *TINY]) == 0
     assert "up is left as it is: " in capsys.readouterr().err
     record = json.loads((out / "pruning.json").read_text())
     assert record["macs_per_pixel"][1] <= 0.6 * record["macs_per_pixel"][0]
     program = torch.export.load(out / "module.pt2").module()
     assert sum(p.numel() for p in program.parameters()) == record["parameters"][1] < record["parameters"][0]
+    assert record["parameters"][0] == sum(p.numel() for p in scaled().parameters())
     image = photo(3, 45, 67)
     with torch.no_grad():
         padded = np.pad(image, ((0, 1), (0, 1), (0, 0)), mode="edge")
@@ -80,6 +112,8 @@ def test_reach_is_that_of_the_kernels() -> None:
         (["--model", "tests.test_stranger:absent"], "no attribute 'absent'"),
         (["--model", "tests.test_stranger:no_network"], "gave str; a torch.nn.Module is needed"),
         (["--model", "tests.test_stranger:broken"], "fails in layer 1: "),
+        (["--model", "tests.test_stranger:odd"], "fails in the network's own forward: 'b'"),
+        (["--model", "tests.test_stranger:unlucky"], "ValueError: no luck"),
         (["--model", "tests.test_stranger:build", "--divisor", "3"], "--divisor is 3; allowed: 1, 2, 4"),
         (["--model", "tests.test_stranger:build", "--prune.target-ms", "5"], "target-ms needs one of our own"),
     ],

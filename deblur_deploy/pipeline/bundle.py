@@ -146,7 +146,7 @@ class _Build:
             make,
             code=(_EXPORT,),
             inputs={"checkpoint": self.parent},
-            environment=versions("torch", "onnx", "onnxscript", "numpy"),
+            environment=versions("torch", "onnx", "onnx-ir", "onnxscript", "numpy"),
         )
 
     def quantize(self, exported: Done) -> Done:
@@ -283,7 +283,7 @@ def _wished(recipe: Recipe) -> list[str]:
 
     Raises InputError or ProviderError for one that the recipe names and that is unknown or absent.
     """
-    for name in recipe.verify.providers:
+    for name in (*recipe.verify.providers, *((recipe.prune.provider,) if recipe.prune else ())):
         find(name)
     names = recipe.verify.providers or [provider.name for provider in candidates({})]
     return sorted(dict.fromkeys(names), key=lambda name: name != "cpu")

@@ -44,13 +44,14 @@ def read_recipe(path: Path) -> Recipe:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {_explained(' '.join(str(error).split()))}") from None
     folders = {name: path.parent / folder for name in ("pairs", "calibration") if (folder := getattr(recipe, name))}
-    return msgspec.structs.replace(recipe, **folders)
+    prune = recipe.prune.under(path.parent)
+    return msgspec.structs.replace(recipe, prune=prune, **folders)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write ``recipe`` so that :func:`read_recipe` gives it back, from wherever the file goes."""
     folders = {name: folder.absolute() for name in ("pairs", "calibration") if (folder := getattr(recipe, name))}
-    recipe = msgspec.structs.replace(recipe, prune=recipe.prune.absolute(), **folders)
+    recipe = msgspec.structs.replace(recipe, prune=recipe.prune.under(Path.cwd()), **folders)
     path.write_bytes(msgspec.toml.encode(_without_none(msgspec.to_builtins(recipe, enc_hook=str))))
 
 

@@ -104,8 +104,8 @@ def quantize(
 ) -> tuple[list[Artifact], Quantization]:
     """The int8 variants (``rows``, then ``planes``) that keep the budget of ``how``, and how they were found.
 
-    ``photos`` calibrate, ``pairs`` are held out.  Raises VerificationError with a table if nothing keeps the budget,
-    InputError if the photographs are too small.
+    ``photos`` calibrate, ``pairs`` are held out.  Raises VerificationError with a table if nothing keeps the budget, or
+    if too few multiplications have an int8 kernel here; InputError if the photographs are too small.
     """
     divisor = exporter.unet.config.size_divisor
     tiles = cut_tiles(photos, divisor, how.tiles, how.tile_px)
@@ -139,6 +139,8 @@ def quantize(
             trials.append(attempt(method))
             if how.search != "all" and trials[-1].keeps(how):
                 break
+        if how.nncf:
+            trials.append(attempt(NNCF))
         kept = [trial for trial in trials if trial.keeps(how)]
         if len(kept) > 1:
             kept = _timed(kept, folder, pairs)
@@ -153,6 +155,15 @@ def quantize(
             )
         if not kept:
             best = _return_layers(best, sensitivity, trials, attempt, how)
+    float_ops = {layout: missing for layout in _LAYOUTS if (missing := quantizer.float_ops(layout))}
+    if best.macs < 0.99:
+        ops = ", ".join(sorted({op for missing in float_ops.values() for op in missing}))
+        said = f"{best.macs:.1%} of the multiplications run in int8" + f"; without an int8 kernel here: {ops}" * bool(
+            ops
+        )
+        if best.macs < how.min_macs:
+            raise VerificationError(f"only {said}; at least {how.min_macs:.0%} are wanted (--int8.min-macs)")
+        on_progress(f"note: {said}")
     artifacts = [exporter.int8(quantizer.body(best.method, layout, best.in_float), layout) for layout in _LAYOUTS]
     held_out = {pair.name: _at_least(pair.blurred, divisor) for pair in pairs}
     held_out_tiles = cut_tiles(held_out, divisor, how.tiles, tiles.side_px)
@@ -174,7 +185,7 @@ def quantize(
             ),
             held_out_tiles,
         ),
-        float_ops={layout: missing for layout in _LAYOUTS if (missing := quantizer.float_ops(layout))},
+        float_ops=float_ops,
     )
 
 
@@ -185,7 +196,7 @@ def _at_least(image: Image, side: int) -> Image:
 
 def _order(how: Int8Config) -> list[str]:
     others = [] if how.search == "one" else [method for method in get_args(Method) if method != how.method]
-    return [how.method, *others, *([NNCF] if how.nncf else [])]
+    return [how.method, *others]
 
 
 def _timed(trials: Sequence[Trial], folder: Path, pairs: Sequence[Pair]) -> list[Trial]:

@@ -225,7 +225,7 @@ def named_failures(model: nn.Module) -> Iterator[None]:
         handles.append(module.register_forward_hook(leave))
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # a network of somebody else's may fail with anything
         if isinstance(error, InputError) or not inside:
             raise
         where = f"layer {inside[-1]}" if inside[-1] else "the network's own forward"

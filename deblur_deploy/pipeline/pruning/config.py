@@ -119,10 +119,10 @@ class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Whether there is anything to do."""
         return not self.macs is self.parameters is self.target_ms is None
 
-    def absolute(self) -> PruneConfig:
-        """The same with the training data named from wherever one stands."""
+    def under(self, folder: Path) -> PruneConfig:
+        """The same with the training data, whose paths are relative to ``folder``, named from wherever one stands."""
         data, frames = (
-            tuple(str(Path(text).absolute()) for text in texts) for texts in (self.recover.data, self.recover.frames)
+            tuple(str(folder.absolute() / text) for text in texts) for texts in (self.recover.data, self.recover.frames)
         )
         return msgspec.structs.replace(self, recover=msgspec.structs.replace(self.recover, data=data, frames=frames))
 

@@ -39,7 +39,7 @@ def _magnitude(channels: Channels) -> dict[str, Tensor]:
 
 
 def _taylor(channels: Channels, samples: Samples) -> dict[str, Tensor]:
-    importance = tp.importance.GroupTaylorImportance(normalizer=None, bias=True)
+    importance = tp.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, bias=True)
     found: dict[str, Tensor] = {}
     for blurred, sharp in samples:
         channels.model.zero_grad()

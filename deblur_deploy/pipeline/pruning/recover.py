@@ -158,8 +158,8 @@ def _identity(batches: Batches, teacher: UNet, config: RecoverConfig) -> str:
 def _steps_in(minutes: float, student: UNet, teacher: UNet, config: RecoverConfig, out: Path) -> int:
     """Steps that fit, by the pace of the first few; decided once, so that a run can be resumed."""
     decided = out / "steps.txt"
-    if decided.exists():
-        return int(decided.read_text())
+    if decided.exists() and (text := decided.read_text(errors="replace")).isdecimal():
+        return int(text)
     stamps: list[float] = []
     with TemporaryDirectory(prefix="deblur-pace-") as folder:
         training = config.training(_PACE_STEPS)

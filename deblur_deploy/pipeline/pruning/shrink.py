@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from deblur_deploy.errors import ModelError
 from deblur_deploy.evaluation.machine import machine, package_versions
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
@@ -23,6 +24,7 @@ from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, to_record, versions
 
 _PRUNE, _RECOVER, _FIT = (f"deblur_deploy.pipeline.pruning.{name}" for name in ("prune", "recover", "fit"))
+_VALIDATION, _PHOTOS = "deblur_deploy.training.validation", "deblur_deploy.pipeline.photos"
 PRUNED = "pruned.safetensors"
 
 WEAK = (
@@ -55,20 +57,26 @@ class Shrinking:
             record["fit"] = self._fit().record
             share = record["fit"]["share"]
             notes += [record["fit"]["note"]] if record["fit"]["note"] else []
-        if config.recover.weak and config.recover.steps:
+        recovers = bool(config.recover.steps or config.recover.minutes)
+        if config.recover.weak and recovers:
             notes.append(WEAK)
         current, pruned = self.checkpoint, self.checkpoint
         for number in range(1, config.rounds + 1):
-            pruned_now = self._prune(current, share ** (number / config.rounds), number)
+            pruned_now = self._prune(current, share ** (number / config.rounds), share, number)
             record.setdefault("sensitivity", pruned_now.record["sensitivity"])
             current = pruned = pruned_now.folder / PRUNED
-            if config.recover.steps or config.recover.minutes:
+            if recovers and not pruned_now.record["unchanged"]:
                 done = self._recover(current, number)
                 current, record["recovery"] = done.folder / PRUNED, done.record
+        compared, latency = self._compare(pruned, current).record, self._latency(current).record
+        if config.target_ms is not None and latency["ms"] > config.target_ms:
+            notes.append(
+                f"timed again, the network takes {latency['ms']:.1f} ms and not {config.target_ms:g}: "
+                "this machine is not steady, or is busy; ask for less"
+            )
         for note in notes:
             self.stages.on_progress(f"note: {note}")
-        compared = self._compare(pruned, current).record
-        return current, {**record, **compared, "latency": self._latency(current).record, "notes": notes}
+        return current, {**record, **compared, "latency": latency, "notes": notes}
 
     def _fit(self) -> Done:
         def make(_: Path) -> Record:
@@ -116,8 +124,11 @@ class Shrinking:
         )
         return list(done.record["ms"])
 
-    def _prune(self, source: Path, share: float, number: int) -> Done:
-        """``source``, a network of an earlier round, brought to ``share`` of the checkpoint's cost."""
+    def _prune(self, source: Path, share: float, last: float, number: int) -> Done:
+        """``source``, a network of an earlier round, brought to ``share`` of the checkpoint's cost.
+
+        ``last``: where the last round will end; the first one says if that is out of reach.
+        """
 
         def make(folder: Path) -> Record:
             from deblur_deploy.pipeline.pruning.prune import cost_of, network_of, plan_for, sensitivity
@@ -127,16 +138,25 @@ class Shrinking:
             dense, unet = load_checkpoint(self.checkpoint), load_checkpoint(source)
             samples = samples_for(self.config.recover, self.stages.work)
             plan = plan_for(unet, self.config, samples)
+            if number == 1:
+                plan.widths(last)
             left = share * cost_of(dense, plan.target) / cost_of(unet, plan.target)
-            save_checkpoint(network_of(plan, min(left, 1.0)), folder / PRUNED)
-            return {"sensitivity": to_record(sensitivity(plan, samples[:2])) if number == 1 else {}}
+            small = network_of(plan, min(left, 1.0))
+            save_checkpoint(small, folder / PRUNED)
+            found = to_record(sensitivity(plan, samples[:2])) if number == 1 else {}
+            return {"sensitivity": found, "unchanged": small.config == unet.config}
 
         return self.stages.run(
             f"prune, round {number} of {self.config.rounds}",
             make,
             code=(_PRUNE, _RECOVER),
             inputs={"checkpoint": self.parent, "from": sha256(source), "data": data_digest(self.config.recover)},
-            config={**self._importance(), "share": share, "of": "parameters" if self.config.parameters else "macs"},
+            config={
+                **self._importance(),
+                "share": share,
+                "last": last,
+                "of": "parameters" if self.config.parameters else "macs",
+            },
             environment=_computing(),
         )
 
@@ -156,9 +176,15 @@ class Shrinking:
                     self.stages.on_progress(f"recovery, step {now.step}: loss {now.loss:.4f}{psnr}")
 
             dense, unet = load_checkpoint(self.checkpoint), load_checkpoint(source)
-            done = recover(unet, dense, how, folder / "run", {"pairs": self.pairs.images}, watch)
-            shutil.rmtree(folder / "run", ignore_errors=True)
+            run, sets = folder / "run", {"pairs": self.pairs.images}
+            try:
+                done = recover(unet, dense, how, run, sets, watch)
+            except ModelError as error:
+                self.stages.on_progress(f"recovery: what an interrupted run left is damaged ({error}); begun again")
+                shutil.rmtree(run)
+                done = recover(unet, dense, how, run, sets, watch)
             save_checkpoint(done.unet, folder / PRUNED)
+            shutil.rmtree(run, ignore_errors=True)
             return {"steps": done.steps, "seconds": round(done.seconds, 1)}
 
         return self.stages.run(
@@ -171,7 +197,8 @@ class Shrinking:
                 "data": data_digest(how),
                 "pairs": self.pairs.digest,
             },
-            config=how,
+            # Of the data, what it is counts and not where it lies; loader processes only make batches sooner.
+            config=msgspec.structs.replace(how, workers=0, data=(), frames=()),
             environment=_computing(),
             resumes=True,
         )
@@ -190,7 +217,7 @@ class Shrinking:
         return self.stages.run(
             "dense, pruned and recovered",
             make,
-            code=(_PRUNE,),
+            code=(_PRUNE, _VALIDATION, _PHOTOS),
             inputs={
                 "checkpoint": self.parent,
                 "pruned": sha256(pruned),
@@ -233,15 +260,21 @@ _machine = cache(machine)  # it asks other programs, and every stage asks it
 
 
 def data_digest(config: RecoverConfig) -> str:
-    """Names the files that recovery trains on by name, size and time: to read all of them could take minutes."""
+    """Names the files that recovery trains on by name, size and time, wherever they lie, and their shares.
+
+    To read all of them could take minutes.
+    """
     whole = hashlib.sha256()
-    for text in (*config.data, *config.frames):
-        whole.update(text.encode())
-        root = Path(text) if Path(text).exists() else Path(text.rpartition("=")[0])
-        files = sorted(root.rglob("*")) if root.is_dir() else [root] if root.is_file() else []
-        for path in files:
-            stat = path.stat()
-            whole.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for kind, texts in (("data", config.data), ("frames", config.frames)):
+        for text in texts:
+            path_text, _, share = (text, "", "") if Path(text).exists() else text.rpartition("=")
+            root = Path(path_text)
+            whole.update(f"{kind} {share}\n".encode())
+            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+                if path.is_file():
+                    stat = path.stat()
+                    name = path.relative_to(root).as_posix() if path != root else path.name
+                    whole.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return whole.hexdigest()
 
 

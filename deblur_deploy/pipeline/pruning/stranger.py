@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -36,7 +37,7 @@ from deblur_deploy.pipeline.pruning.prune import Plan
 from deblur_deploy.pipeline.pruning.recover import samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
-from deblur_deploy.training.unet import UNetConfig, pad_to_multiple
+from deblur_deploy.training.unet import UNetConfig, pad_to_multiple, parameter_count
 
 
 def load_module(name: str, weights: Path | None = None) -> nn.Module:
@@ -52,10 +53,11 @@ def load_module(name: str, weights: Path | None = None) -> nn.Module:
         model = getattr(importlib.import_module(place), builder)()
     except ImportError as error:
         raise InputError(f"--model {name}: cannot import {place} ({error})") from None
-    except AttributeError as error:
-        raise InputError(f"--model {name}: {error}") from None
     except TypeError as error:
         raise InputError(f"--model {name}: {builder} must work without arguments ({error})") from None
+    except Exception as error:  # it is somebody else's code, and may fail with anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"--model {name}: {reason}") from None
     finally:
         sys.path.pop(0)
     if not isinstance(model, nn.Module):
@@ -82,7 +84,8 @@ def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor:
     example = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     channels = Channels(model, example, probe=True)
     target: Target = "parameters" if config.parameters else "macs"
-    samples = samples_for(config.recover, out.parent, count=4)
+    with TemporaryDirectory(prefix="deblur-prune-") as unpacked:
+        samples = samples_for(config.recover, Path(unpacked), count=4)
     plan = Plan(channels, config.importance, samples, multiple=config.multiple, target=target)
     chosen = plan.widths(config.macs or config.parameters or 1.0)
     small = plan.network(chosen)
@@ -114,7 +117,7 @@ def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor:
         _check(folder / "fp32.onnx", small, pairs[0].blurred, divisor)
         record = {
             "macs_per_pixel": [macs / side**2 for macs, _ in costs],
-            "parameters": [count for _, count in costs],
+            "parameters": [parameter_count(model), parameter_count(small)],
             "widths": {
                 part.layer: [channels.costs[part.layer].outputs, chosen.get(name, group.width)]
                 for name, group in channels.groups.items()
@@ -164,9 +167,18 @@ def _body(program: torch.export.ExportedProgram) -> onnx.ModelProto:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in graph.export_body
-        exported = torch.onnx.export(
-            program, input_names=[BLOCKS], output_names=[CORRECTION], opset_version=OPSET, dynamo=True, verbose=False
-        )
+        try:
+            exported = torch.onnx.export(
+                program,
+                input_names=[BLOCKS],
+                output_names=[CORRECTION],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # what it cannot convert, it names in the middle of many lines
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise InputError(f"torch cannot write the network as ONNX: {reason}") from None
     assert exported is not None
     model = cast("onnx.ModelProto", exported.model_proto)
     for node in model.graph.node:
