@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -76,9 +76,9 @@ def run(options: Report) -> int:
         return SOME_FAILED if wrong else OK
     readme = existing(options.readme, kind="file").read_text(encoding="utf-8")
     _write(options.readme, splice(readme, markdown(machines, options.readme)))
-    for folder, records in machines.items():
-        for name, svg in figures(records).items():
-            _write(folder / f"{name}.svg", plots.for_file(_signed(svg, records)))
+    folder, records = main_machine(machines)
+    for name, svg in figures(records).items():
+        _write(folder / f"{name}.svg", plots.for_file(_signed(svg, records)))
     write_image(options.out / "before_after.jpg", before_after(options))
     page = results_page(machines, pictures(options))
     write_page(options.out / "report.html", page)
@@ -87,29 +87,38 @@ def run(options: Report) -> int:
 
 
 def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, dict[str, Record]]:
-    """Records by folder (one a machine) and name.
+    """Records by folder and name: the main machine's, and in subfolders those of others.
 
-    Raises InputError if there is no latency record, or if one comes from a quick run and ``quick`` is not set.
+    Raises InputError if the main machine has no records of latency and quality, if a record comes from a quick run and
+    ``quick`` is not set, or if records that stand side by side are of different files.
     """
     found: dict[Path, dict[str, Record]] = {}
     for place in (folder, *sorted(path for path in existing(folder, kind="folder").iterdir() if path.is_dir())):
         names = [name for name in (*NAMES, *OTHERS) if (place / f"{name}.json").is_file()]
         records = {name: read_record(place / f"{name}.json") for name in names}
-        if "latency" not in records or "quality" not in records:
+        if "latency" not in records or (place == folder and "quality" not in records):
             continue
         for name, record in records.items():
             if record.settings.get("quick") and not quick:
                 raise InputError(f"{place / name}.json was measured with --quick; measure it again without")
+            # Pruning starts from a checkpoint, and its record names that.
+            if name != "pruning" and record.settings.get("files") != records["latency"].settings.get("files"):
+                raise InputError(f"{place / name}.json is of other files than latency.json beside it; measure again")
         found[place] = records
-    if not found:
+    if folder not in found:
         raise InputError(f"{folder} holds no latency.json and quality.json; run benchmarks/latency.py and quality.py")
     return found
 
 
+def main_machine(machines: dict[Path, dict[str, Record]]) -> tuple[Path, dict[str, Record]]:
+    """Folder and records of the machine that README's figures are of."""
+    return next(iter(machines.items()))
+
+
 def merged(records: dict[str, Record]) -> list[Row]:
-    """Rows of the latency record, with the quality of the same variant and provider."""
+    """Rows of the latency record, with the quality of the same variant and provider where it was measured."""
     quality: dict[tuple[str, ...], Row] = {}
-    for row in records["quality"].rows:
+    for row in records["quality"].rows if "quality" in records else []:
         # Those of the built-in pairs come first; further sets have a table of their own.
         quality.setdefault(row.key[:3], row)
     timed = records["latency"].rows
@@ -117,28 +126,26 @@ def merged(records: dict[str, Record]) -> list[Row]:
 
 
 def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
-    """What stands between the markers."""
+    """What stands between the markers: everything of the main machine, and the product's own table of the others."""
     parts = []
-    for folder, records in machines.items():
-        record = records["latency"]
-        parts.append(
-            f"{conditions(record)}\n\n{_markdown_table(product_table(merged(records), records.get('limits')))}"
-        )
-        if "peers" in records:
-            parts.append(_markdown_table(peers_table(records["peers"])))
-            parts.append(times_faster(records["peers"]))
-        for name in OTHERS:
-            if name in records and "tables" in records[name].found:
-                parts += map(_markdown_table, other_tables(records[name])[:1])
-        where = folder.resolve().relative_to(readme.resolve().parent).as_posix()
-        parts.append("\n".join(f"![{FIGURES[name][0]}]({where}/{name}.svg)" for name in figures(records)))
+    for records in machines.values():
+        table = product_table(merged(records), records.get("limits"))
+        parts.append(f"{conditions(records['latency'])}\n\n{_markdown_table(table)}")
+    folder, records = main_machine(machines)
+    main = []
+    if "peers" in records:
+        main += [_markdown_table(peers_table(records["peers"])), times_faster(records["peers"])]
+    for name in OTHERS:
+        if name in records and "tables" in records[name].found:
+            main += map(_markdown_table, other_tables(records[name])[:1])
+    where = folder.resolve().relative_to(readme.resolve().parent).as_posix()
+    main.append("\n".join(f"![{FIGURES[name][0]}]({where}/{name}.svg)" for name in figures(records)))
+    parts[1:1] = main
     return "\n\n".join(part for part in parts if part)
 
 
 def conditions(record: Record) -> str:
     """Where and when a record was measured, in one sentence."""
-    about = record.machine
-    processor = ", ".join([*about.get("gpus", []), f"{about['processor']} ({', '.join(about['instructions'])})"])
     noise = f"; the machine's own noise was {record.machine_noise:.1%}" if record.machine_noise is not None else ""
     waited = [row.waited for row in record.rows if row.waited is not None]
     noise += f", waiting for other processes took {fmean(waited):.1%} of the timed calls" if waited else ""
@@ -147,9 +154,15 @@ def conditions(record: Record) -> str:
     if again := record.found.get("second_pass_steady"):
         noise += f", without the waiting by {again['median']:.1%} and {again['worst']:.1%}"
     return (
-        f"Measured on {processor}, {record.settings['threads']} threads, {record.date[:10]}, commit "
+        f"Measured on {processor(record)}, {record.settings['threads']} threads, {record.date[:10]}, commit "
         f"{record.commit or 'unknown'}, onnxruntime {record.versions.get('onnxruntime', 'unknown')}{noise}."
     )
+
+
+def processor(record: Record) -> str:
+    """What a record was measured on."""
+    about = record.machine
+    return ", ".join([*about.get("gpus", []), f"{about['processor']} ({', '.join(about['instructions'])})"])
 
 
 def splice(readme: str, block: str) -> str:
@@ -167,16 +180,17 @@ def stale(readme: Path, machines: dict[Path, dict[str, Record]]) -> list[str]:
     wrong = []
     if splice(text, markdown(machines, readme)) != text:
         wrong.append(f"{readme} does not agree with the records; run benchmarks/report.py")
-    for folder, records in machines.items():
-        for name in figures(records):
-            path = folder / f"{name}.svg"
-            if not path.is_file() or digest(records) not in path.read_text(encoding="utf-8"):
-                wrong.append(f"{path} was not made from the records beside it; run benchmarks/report.py")
+    folder, records = main_machine(machines)
+    made = {folder / f"{name}.svg": digest(records) for name in figures(records)}
+    made[folder / "report.html"] = digest(*machines.values())
+    for path, records_digest in made.items():
+        if not path.is_file() or records_digest not in path.read_text(encoding="utf-8"):
+            wrong.append(f"{path} was not made from the records beside it; run benchmarks/report.py")
     return wrong
 
 
-def digest(records: dict[str, Record]) -> str:
-    """SHA-256 of all that figures are made of."""
+def digest(*records: dict[str, Record]) -> str:
+    """SHA-256 of all that a figure or the page is made of."""
     return hashlib.sha256(msgspec.json.encode(records, order="sorted")).hexdigest()
 
 
@@ -245,13 +259,14 @@ def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Pictur
     tables: list[Table] = []
     notes: list[str] = []
     for folder, records in machines.items():
-        where = "" if len(machines) == 1 else f" on {records['latency'].machine['processor']}"
+        where = "" if len(machines) == 1 else f" on {processor(records['latency'])}"
         drawn += [
             Figure(heading=FIGURES[name][0] + where, svg=svg, note=FIGURES[name][1])
             for name, svg in figures(records).items()
         ]
-        tables.append(product_table(merged(records), records.get("limits")))
-        if (by_set := sets_table(records["quality"])) is not None:
+        product = product_table(merged(records), records.get("limits"))
+        tables.append(replace(product, heading=product.heading + where))
+        if "quality" in records and (by_set := sets_table(records["quality"])) is not None:
             tables.append(by_set)
         if "peers" in records:
             tables.append(peers_table(records["peers"]))
@@ -268,6 +283,7 @@ def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Pictur
         for record in records.values():
             notes.append(f"{record.benchmark}: {conditions(record)}")
             notes += [f"{record.benchmark}: {note}" for note in record.notes]
+    notes.append(f"Made from records {digest(*machines.values())}.")
     lead = "Every figure comes from a record that a script in benchmarks/ wrote."
     return Page(
         title="deblur_deploy: latency and quality",

@@ -45,11 +45,11 @@ def product_table(rows: Sequence[Row], limits: Record | None) -> Table:
         )
     columns = ["variant", "ran on", *(f"{size}, ms" for size in sizes), f"fps at {AT}", "peak MB", "GPU MB"]
     columns += ["PSNR, dB", "gain, dB", "SSIM", "to fp32, dB", *(["of the ceiling"] if limits else [])]
-    psnr_blurred = blurred(rows)
-    note = "Median latency from a uint8 array to a uint8 array; peak memory of a process that does nothing else; "
-    note += f"PSNR and SSIM on the built-in pairs, whose blurred images have {number(psnr_blurred, '.2f')} dB."
+    note = "Median latency from a uint8 array to a uint8 array; peak memory of a process that does nothing else"
+    if (psnr_blurred := blurred(rows)) is not None:
+        note += f"; PSNR and SSIM on the built-in pairs, whose blurred images have {number(psnr_blurred, '.2f')} dB"
     columns, lines = without_empty(columns, lines)
-    return Table(heading="The shipped variants", columns=columns, rows=lines, note=note)
+    return Table(heading="The shipped variants", columns=columns, rows=lines, note=note + ".")
 
 
 def peers_table(record: Record) -> Table:

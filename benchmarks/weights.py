@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from deblur_deploy.evaluation.quality import PairSet, Restorer, measure, psnr, psnr_shifted
+from deblur_deploy.evaluation.quality import PairSet, Restorer, compare, psnr, psnr_shifted
 from deblur_deploy.evaluation.record import new_record, write_json
 from deblur_deploy.files import sha256
 from deblur_deploy.runtime.media import list_images, read_image
@@ -43,7 +43,8 @@ def measure_pairs(restorer: Restorer, pairs: PairSet) -> dict[str, Any]:
     """Mean and worst gain, without and with the best shift of at most 2 pixels (of the input, of the result)."""
     images: list[dict[str, Any]] = []
     for pair in pairs:
-        quality, restored = measure(restorer, pair), restorer(pair.blurred)
+        restored = restorer(pair.blurred)
+        quality = compare(restored, pair)
         shifted = psnr_shifted(pair.blurred, pair.sharp), psnr_shifted(restored, pair.sharp)
         images.append(
             {

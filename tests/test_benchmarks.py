@@ -306,6 +306,8 @@ def records_of(checkout: Path) -> dict[str, Record]:
         lambda root: edit(root / "results" / "quality.json", '"psnr": 28.5', '"psnr": 28.6'),
         lambda root: (root / "results" / "pareto.svg").unlink(),
         lambda root: (root / "results" / "peers.json").unlink(),
+        lambda root: (root / "results" / "report.html").unlink(),
+        lambda root: edit(root / "results" / "engine.json", "1.0123", "1.0124"),
     ],
 )
 def test_whatever_disagrees_with_the_records_is_found(damage, checkout, script, capsys):
@@ -326,6 +328,10 @@ def test_nothing_is_claimed_from_quick_runs_or_without_markers(checkout, script)
     edit(checkout / "results" / "peers.json", '"quick": false', '"quick": true')
     with pytest.raises(InputError, match=r"peers.json was measured with --quick"):
         report.run(options(script, checkout))
+    edit(checkout / "results" / "limits.json", '"threads": 2', '"files": {"int8": "another"}, "threads": 2')
+    with pytest.raises(InputError, match=r"limits.json is of other files than latency.json"):
+        report.read_machines(checkout / "results", quick=True)
+    write_json(checkout / "results" / "limits.json", records()["limits"])
     (checkout / "README.md").write_text("# no markers\n")
     with pytest.raises(InputError, match="table:begin"):
         report.run(options(script, checkout, quick=True))
@@ -338,6 +344,22 @@ def test_the_committed_readme_agrees_with_the_committed_records(script):
     if not (report.RESULTS / "latency.json").is_file():
         pytest.skip("no benchmarks/results/latency.json yet")
     assert report.stale(ROOT / "README.md", report.read_machines(report.RESULTS)) == []
+
+
+def test_another_machine_has_the_products_table_in_readme_and_all_in_the_page(checkout, script):
+    report, other = script("report"), records()
+    for name in ("latency", "peers"):
+        machine = {"processor": "Elsewhere", "instructions": ["neon"]}
+        write_json(checkout / "results" / "arm" / f"{name}.json", msgspec.structs.replace(other[name], machine=machine))
+    before = (checkout / "README.md").read_text()
+    assert report.run(options(script, checkout, check=True)) == 1
+    assert report.run(options(script, checkout)) == 0
+    readme, page = (checkout / "README.md").read_text(), (checkout / "results" / "report.html").read_text()
+    assert "Elsewhere (neon)" in readme
+    assert readme.count("**The shipped variants**") == before.count("**The shipped variants**") + 1
+    assert readme.count("**Beside other tools**") == before.count("**Beside other tools**") == 1
+    assert "The shipped variants on Elsewhere (neon)" in page
+    assert report.run(options(script, checkout, check=True)) == 0
 
 
 @pytest.mark.slow
