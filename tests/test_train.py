@@ -31,7 +31,7 @@ from deblur_deploy.training.log import read_log
 from deblur_deploy.training.losses import LOSSES
 from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.train import Progress, Trainer
-from deblur_deploy.training.unet import UNet, UNetConfig
+from deblur_deploy.training.unet import PRESETS, UNet, UNetConfig
 from tests.photos import photo, write_pairs, write_photos
 
 NET = UNetConfig(stem=2, encoder=((8,), (12,)), up=(8,), decoder=((8,),))
@@ -254,6 +254,14 @@ def test_the_command_trains_and_draws(data: Path, tmp_path: Path, capsys: pytest
     assert command(words(data, tmp_path / "run", *more, "--force")) == 0
 
 
+def test_a_shipped_network_goes_on_in_a_larger_one(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(words(data, tmp_path / "run", "--init", "shipped", "--grow", "quality", "--steps", "1")) == 0
+    assert "network quality, grown from" in " ".join(capsys.readouterr().out.split())
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").config == PRESETS["quality"]
+
+
 def test_preview_is_a_sheet_of_samples_and_nothing_else(data: Path, tmp_path: Path) -> None:
     assert command(words(data, tmp_path / "run", "--preview", 5)) == 0
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["preview.png"]
@@ -265,6 +273,7 @@ def test_preview_is_a_sheet_of_samples_and_nothing_else(data: Path, tmp_path: Pa
     ("more", "error", "said"),
     [
         (("--init", "nowhere.safetensors"), MissingFileError, "nowhere"),
+        (("--init", "shipped", "--grow", "article"), InputError, "same stem"),
         (("--val", "nowhere"), MissingFileError, "nowhere"),
         (("--frames", "nowhere"), MissingFileError, "nowhere"),
         (("--loss", "l7"), InputError, "unknown loss"),
@@ -287,6 +296,7 @@ def test_a_users_mistake_is_an_error_of_one_line(
         (("--steps", "0"), "steps is 0"),
         (("--blur.shake", "2"), "shake is 2"),
         (("--resume", "--force"), "resume is given with force"),
+        (("--grow", "quality"), "grow is given without init"),
         (("--stages", "0.5:3"), "SHARE:PATCHESxSIDE"),
         (("--no-such",), "no-such"),
     ],

@@ -28,6 +28,7 @@ from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.config import Stage, TrainConfig
 from deblur_deploy.training.discovery import Found, find_sources, inspect
 from deblur_deploy.training.figures import as_pairs, before_after, learning_curve, preview
+from deblur_deploy.training.grow import grown
 from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs
 from deblur_deploy.training.train import Trainer, make_accelerator
 from deblur_deploy.training.unet import PRESETS, Preset, UNet, parameter_count
@@ -57,6 +58,8 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Which network; ignored with --init."""
     init: str | None = None
     """Fine-tune this checkpoint instead of starting anew; "shipped" is the one that comes with the package."""
+    grow: Preset | None = None
+    """With --init: go on in this larger network, which at first computes the same."""
     resume: bool = False
     """Go on where the run in --out stopped; give the same arguments as before."""
     force: bool = False
@@ -73,6 +76,8 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     blur: BlurConfig = BlurConfig()
 
     def __post_init__(self) -> None:
+        if self.grow and not self.init:
+            raise ValueError("grow is given without init; allowed: with --init, the network that grows")
         if self.resume and self.force:
             raise ValueError("resume is given with force; allowed: one of the two")
         if not 3 <= self.frames_window[0] <= self.frames_window[1]:
@@ -165,6 +170,9 @@ def _network(command: TrainCommand, console: Console) -> UNet:
     if command.init:
         path = DEFAULT_CHECKPOINT if command.init == "shipped" else Path(command.init)
         model, name = load_checkpoint(path), str(path)
+        if command.grow:
+            torch.manual_seed(command.train.seed)
+            model, name = grown(model, PRESETS[command.grow]), f"{command.grow}, grown from {path}"
     else:
         torch.manual_seed(command.train.seed)
         model, name = UNet(PRESETS[command.preset]), command.preset
