@@ -167,6 +167,7 @@ def test_every_variant_runs_on_every_provider_and_its_receipt_is_kept(bundle, fo
     printed = capsys.readouterr()
     assert all(name in printed.out for name in ("fp32", "fp16", "int8", "float", "33x17", "failed"))
     assert "FAILED tiny/int8 on directml, 33x17, 48x32" in printed.err
+    assert printed.err.count(f"- quality: {folder.name}\n") == 1  # a log hears of the set, not of every pair
     lines = list(csv.DictReader(out["csv"].read_text().splitlines()))
     assert [line["variant"] for line in lines] == [row.variant for row in record.rows]
     assert [line["median_ms"] for line in lines if line["error"]] == [""] * 8

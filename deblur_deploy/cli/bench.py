@@ -107,9 +107,16 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
 
         done = count()
 
+        said = ""
+
         def on_progress(what: str) -> None:
+            nonlocal said
             # What is being done is not done yet.
             progress.update(task, completed=next(done), description=escape(what))
+            # A log has no bar; it is told what begins, but not of every pair.
+            if not console.is_terminal and (phase := what.partition(",")[0]) != said:
+                console.print(f"- {phase}", highlight=False, markup=False, soft_wrap=True)
+                said = phase
 
         def on_round(what: str) -> None:
             progress.update(task, description=escape(what))
