@@ -109,6 +109,25 @@ def test_the_ceilings_of_a_gpu_wait_for_the_device_after_each_call(script, monke
     assert found["copy_gb_per_s"]["rate"] == pytest.approx(2 * 4096 / 1e9)
 
 
+def test_a_ceiling_is_the_best_of_what_was_tried_and_counts_its_operations(script, monkeypatch):
+    def take_turns(calls, **_):
+        for call in calls.values():
+            call()
+        return {name: Timing.of([Lap(1000.0)]) for name in calls}
+
+    limits = script("limits")
+    monkeypatch.setattr(limits, "take_turns", take_turns)
+    threads = torch.get_num_threads()
+    found = limits.cpu_ceilings(256, 1, 1.0)
+    torch.set_num_threads(threads)
+    assert found["fp32_tops"]["rate"] == pytest.approx(2 * 256**3 / 1e12)
+    # In the same second the convolution did more: 256 x 256 values, each multiplied 9 x 512 times.
+    assert found["int8_tops"] == {
+        "rate": pytest.approx(2 * 256**2 * 9 * 512 / 1e12),
+        "library": "onnxruntime, convolution",
+    }
+
+
 @pytest.mark.parametrize("how", [{}, {"channels_last": True}, {"half": "bfloat16"}, {"half": "float16"}])
 def test_torch_as_a_peer_restores_what_the_network_does(how, script, tmp_path):
     path = tmp_path / "small.safetensors"
