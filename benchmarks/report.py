@@ -34,13 +34,14 @@ from deblur_deploy.evaluation import plots, views
 from deblur_deploy.evaluation.page import Figure, Page, Picture, Table, pictures_of, write_page
 from deblur_deploy.evaluation.record import Record, Row, read_record
 from deblur_deploy.evaluation.sets import with_quality
-from deblur_deploy.files import existing, writing_file
+from deblur_deploy.files import existing, sha256, writing_file
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image, list_images, read_image, write_image
+from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 NAMES = ("latency", "quality", "peers", "limits", "scaling")
-OTHERS = ("pruning", "quantization", "engine")
+OTHERS = ("pruning", "quantization", "engine", "training")
 """Records that are shown as they come: ``found`` may hold ``tables`` (heading, columns, rows of texts, note), of which
 README shows the first, and ``points`` (label, group, milliseconds, psnr) to plot; NAME_*.svg beside it is shown too."""
 FIGURES = {
@@ -101,8 +102,9 @@ def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, dict[str, 
         for name, record in records.items():
             if record.settings.get("quick") and not quick:
                 raise InputError(f"{place / name}.json was measured with --quick; measure it again without")
-            # Pruning starts from a checkpoint, and its record names that.
-            if name != "pruning" and record.settings.get("files") != records["latency"].settings.get("files"):
+            # Training knows no files, and pruning starts from a checkpoint, which its record names.
+            files = record.settings.get("files")
+            if name != "pruning" and files and files != records["latency"].settings.get("files"):
                 raise InputError(f"{place / name}.json is of other files than latency.json beside it; measure again")
         found[place] = records
     if folder not in found:
@@ -153,9 +155,10 @@ def conditions(record: Record) -> str:
         noise += f", and a second pass differed by {again['median']:.1%} (median) and {again['worst']:.1%} (most)"
     if again := record.found.get("second_pass_steady"):
         noise += f", without the waiting by {again['median']:.1%} and {again['worst']:.1%}"
+    threads = record.settings.get("threads", record.machine["cores"])
     return (
-        f"Measured on {processor(record)}, {record.settings['threads']} threads, {record.date[:10]}, commit "
-        f"{record.commit or 'unknown'}, onnxruntime {record.versions.get('onnxruntime', 'unknown')}{noise}."
+        f"Measured on {processor(record)}, {threads} threads, {record.date[:10]}, commit {record.commit or 'unknown'}, "
+        f"onnxruntime {record.versions.get('onnxruntime', 'unknown')}{noise}."
     )
 
 
@@ -255,6 +258,7 @@ def before_after(options: Report, side: int = 300) -> Image:
 
 def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Picture]) -> Page:
     """The whole page."""
+    shipped = sha256(DEFAULT_CHECKPOINT)
     drawn: list[Figure] = []
     tables: list[Table] = []
     notes: list[str] = []
@@ -283,6 +287,8 @@ def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Pictur
         for record in records.values():
             notes.append(f"{record.benchmark}: {conditions(record)}")
             notes += [f"{record.benchmark}: {note}" for note in record.notes]
+            if record.settings.get("checkpoint_sha256", shipped) != shipped:
+                notes.append(f"{record.benchmark}: measured on other weights than those that ship now")
     notes.append(f"Made from records {digest(*machines.values())}.")
     lead = "Every figure comes from a record that a script in benchmarks/ wrote."
     return Page(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -131,6 +132,20 @@ def test_in_a_real_browser_images_load_the_slider_moves_and_nothing_is_fetched(p
             r'"method":"Network.requestWillBeSent".*?"url":"([^"]+)"', str(chromium.log("performance"))
         )
         assert all(url.startswith(("data:", page.as_uri())) for url in requested)
+        assert chromium.script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (browser.CHROMIUM and browser.CHROMEDRIVER), reason="no chromium and chromedriver on PATH")
+@pytest.mark.parametrize("path", ["benchmarks/results/report.html", "models/hd/report.html"])
+def test_the_committed_pages_work_in_a_real_browser(path):
+    with browser.Browser() as chromium:
+        chromium.open((Path(__file__).parents[1] / path).as_uri())
+        loaded = chromium.script("return [...document.images].map(i => i.complete && i.naturalWidth > 0)")
+        assert len(loaded) >= 4
+        assert all(loaded)
+        assert chromium.script("return document.querySelectorAll('table').length") >= 2
+        assert chromium.log("browser") == []
         assert chromium.script("return document.documentElement.scrollWidth <= window.innerWidth")
 
 

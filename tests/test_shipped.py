@@ -18,7 +18,7 @@ from deblur_deploy.shipped import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.unet import PRESETS
 
-ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def test_the_bundle_was_made_from_the_weights():
@@ -47,22 +47,40 @@ def test_no_builtin_photograph_is_made_worse():
         assert min(measure(engine, pair).gain_db for pair in builtin_pairs()) > -0.1
 
 
-@pytest.mark.parametrize("data", ["built-in photographs", "synthetic24", "frames9", "gopro6"])
-def test_int8_loses_no_more_than_promised(data):
-    rows = [row for row in read_record(ROOT / "benchmarks" / "results" / "quality.json").rows if row.data == data]
-    (fp32,) = (row for row in rows if row.variant == "fp32")
-    for row in rows:
-        assert fp32.psnr - row.psnr <= 0.02, row.key
-
-
-def test_int8_spoils_no_image_of_any_set():
-    record = read_record(ROOT / "benchmarks" / "results" / "quality.json")
-    shipped = {name: variant.sha256 for name, variant in Bundle.read(DEFAULT_BUNDLE).variants.items()}
-    assert record.settings["files"] == shipped
+def int8_losses(network):
+    """Mean loss against fp32 on each set of pairs, and the loss of each set's worst image, in dB."""
+    record = read_record(RESULTS / ("" if network == "hd" else network) / "quality.json")
+    assert list(record.settings["sets"]) == ["built-in photographs", "synthetic24", "frames9", "gopro6"]
+    fp32 = {row.data: row.psnr for row in record.rows if row.variant == "fp32"}
     int8 = [row for row in record.rows if row.variant.startswith("int8")]
-    assert len({row.data for row in int8}) == 4
-    for row in int8:
-        assert row.worst_drop_db <= 0.1, (row.key, row.worst_image)
+    assert len(int8) == 2 * len(fp32) == 8
+    return [fp32[row.data] - row.psnr for row in int8], [row.worst_drop_db for row in int8]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        "hd",
+        pytest.param("article", marks=pytest.mark.xfail(reason="an image of synthetic24 loses 0.114 dB", strict=True)),
+        pytest.param("quality", marks=pytest.mark.xfail(reason="frames9 loses 0.046 dB, an image 0.127", strict=True)),
+    ],
+)
+def test_int8_loses_no_more_than_promised(network):
+    means, worst = int8_losses(network)
+    assert max(means) <= 0.02
+    assert max(worst) <= 0.1
+
+
+@pytest.mark.parametrize(("network", "mean", "worst"), [("article", 0.02, 0.12), ("quality", 0.05, 0.13)])
+def test_int8_of_the_other_networks_loses_little(network, mean, worst):
+    means, images = int8_losses(network)
+    assert max(means) <= mean
+    assert max(images) <= worst
+
+
+def test_what_was_measured_is_what_ships():
+    shipped = {name: variant.sha256 for name, variant in Bundle.read(DEFAULT_BUNDLE).variants.items()}
+    assert read_record(RESULTS / "quality.json").settings["files"] == shipped
 
 
 def test_the_shipped_recipe_and_its_int8_are_whole():
@@ -74,7 +92,7 @@ def test_the_shipped_recipe_and_its_int8_are_whole():
 
 @pytest.mark.parametrize("path", sorted(DEFAULT_CHECKPOINT.parent.glob("*.safetensors")), ids=lambda path: path.stem)
 def test_the_card_says_what_was_measured_of_these_weights(path: Path):
-    record = read_record(ROOT / "benchmarks" / "results" / f"weights_{path.stem}.json")
+    record = read_record(RESULTS / f"weights_{path.stem}.json")
     assert record.found["sha256"] == sha256(path)
     card = (path.parent / "README.md").read_text()
     for name, row in record.found["pairs"].items():
