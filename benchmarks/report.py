@@ -155,7 +155,7 @@ def conditions(record: Record) -> str:
         noise += f", and a second pass differed by {again['median']:.1%} (median) and {again['worst']:.1%} (most)"
     if again := record.found.get("second_pass_steady"):
         noise += f", without the waiting by {again['median']:.1%} and {again['worst']:.1%}"
-    threads = record.settings.get("threads", record.machine["cores"])
+    threads = record.settings.get("threads") or record.machine["cores"]
     return (
         f"Measured on {processor(record)}, {threads} threads, {record.date[:10]}, commit {record.commit or 'unknown'}, "
         f"onnxruntime {record.versions.get('onnxruntime', 'unknown')}{noise}."
