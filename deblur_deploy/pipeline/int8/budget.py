@@ -155,12 +155,11 @@ def quantize(
             )
         if not kept:
             best = _return_layers(best, sensitivity, trials, attempt, how)
-    float_ops = {layout: missing for layout in _LAYOUTS if (missing := quantizer.float_ops(layout))}
+    float_ops = {layout: ops for layout in _LAYOUTS if (ops := quantizer.float_ops(layout))}
     if best.macs < 0.99:
-        ops = ", ".join(sorted({op for missing in float_ops.values() for op in missing}))
-        said = f"{best.macs:.1%} of the multiplications run in int8" + f"; without an int8 kernel here: {ops}" * bool(
-            ops
-        )
+        names = ", ".join(sorted({name for ops in float_ops.values() for name in ops}))
+        why = f"; without an int8 kernel here: {names}" if names else ""
+        said = f"{best.macs:.1%} of the multiplications run in int8{why}"
         if best.macs < how.min_macs:
             raise VerificationError(f"only {said}; at least {how.min_macs:.0%} are wanted (--int8.min-macs)")
         on_progress(f"note: {said}")
