@@ -509,3 +509,11 @@ def test_an_image_too_large_for_this_machine_is_a_row_that_says_so(pairs, monkey
     good, bad = measure_latency([entry("identity")], pairs[0].blurred, plan).rows
     assert good.error is None
     assert bad.error == "an image of 99999x99999 does not fit into memory"
+
+
+def test_an_fp32_that_crashes_between_two_pairs_takes_nobody_with_it(pairs):
+    crashed, stands = measure_quality([entry("crashing", "fp32", after=0), entry("darker")], {"a": pairs, "b": pairs})[
+        2:
+    ]
+    assert "segmentation fault" in crashed.error
+    assert stands.error is None

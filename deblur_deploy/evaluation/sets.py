@@ -5,7 +5,7 @@ Quality belongs to a variant on a provider, latency and memory also to a size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -110,10 +110,13 @@ def measure_quality(entries: Sequence[Entry], sets: Sets, on_progress: Progress 
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         errors: dict[str, str] = {}
+        exact: set[str] = set()
         for entry in entries:
             on_progress(f"quality: starting {entry.name}")
             try:
                 workers[entry.name] = stack.enter_context(entry.start())
+                if _exact(entry, workers[entry.name]):
+                    exact.add(entry.name)
             except DeblurError as error:
                 errors[entry.name] = str(error)
         rows: list[Row] = []
@@ -121,20 +124,20 @@ def measure_quality(entries: Sequence[Entry], sets: Sets, on_progress: Progress 
             found: dict[str, list[_Finding]] = {entry.name: [] for entry in entries}
             for count, pair in enumerate(pairs, 1):
                 on_progress(f"quality: {name}, {count} of {len(pairs)}")
-                for at, value in _one_pair(entries, workers, pair, errors).items():
+                for at, value in _one_pair(entries, workers, exact, pair, errors).items():
                     found[at].append(value)
             rows += [_quality_row(entry, name, found[entry.name], workers, errors) for entry in entries]
     return rows
 
 
 def _one_pair(
-    entries: Sequence[Entry], workers: Mapping[str, Worker], pair: Pair, errors: dict[str, str]
+    entries: Sequence[Entry], workers: Mapping[str, Worker], exact: Collection[str], pair: Pair, errors: dict[str, str]
 ) -> dict[str, _Finding]:
     """By entry; who fails has none, and an error from now on."""
     found: dict[str, _Finding] = {}
     fp32: dict[str, tuple[Image, Quality]] = {}
     # fp32 first, so that the others can be compared with it.
-    for entry in sorted(entries, key=lambda entry: not _exact(entry, workers)):
+    for entry in sorted(entries, key=lambda entry: entry.name not in exact):
         if entry.name in errors:
             continue
         try:
@@ -144,24 +147,25 @@ def _one_pair(
             continue
         quality = compare(restored, pair)
         if entry.model in fp32:
-            exact, best = fp32[entry.model]
+            reference, best = fp32[entry.model]
             lost = best.psnr - quality.psnr
             found[entry.name] = _Finding(
-                name=pair.name, quality=quality, to_fp32=psnr(restored, exact), drop_db=lost if isfinite(lost) else 0.0
+                name=pair.name,
+                quality=quality,
+                to_fp32=psnr(restored, reference),
+                drop_db=lost if isfinite(lost) else 0.0,
             )
         else:
             found[entry.name] = _Finding(name=pair.name, quality=quality)
-            if _exact(entry, workers):
+            if entry.name in exact:
                 fp32[entry.model] = restored, quality
     return found
 
 
-def _exact(entry: Entry, workers: Mapping[str, Worker]) -> bool:
+def _exact(entry: Entry, worker: Worker) -> bool:
     """Whether it computes in fp32: providers may run that file in bf16 or tf32, and their receipts say so."""
-    if entry.variant != "fp32" or entry.name not in workers:
-        return False
-    receipt = workers[entry.name].facts.get("receipt") or {}
-    return receipt.get("effective_precision", "fp32") == "fp32"
+    receipt = worker.facts.get("receipt") or {}
+    return entry.variant == "fp32" and receipt.get("effective_precision", "fp32") == "fp32"
 
 
 def _quality_row(
