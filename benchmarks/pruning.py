@@ -6,6 +6,7 @@ For each share of the multiply-accumulates: the pruned network before recovery, 
 widths trained from scratch for as many steps on the same batches.  Beside them the dense network, as it is and trained
 on for as many steps, since recovery is further training too.  No step is chosen by the pairs that are reported: each
 run counts as it ends.  Every network is kept in the work folder, so a second run goes on where the first stopped.
+The shipped network's record is ``pruning.json``, that of another checkpoint ``pruning-NAME.json``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import msgspec
 import torch
 from common import PROVIDERS, Options, present, progress, save, script
+from tables import pruning_table
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation import plots
@@ -138,16 +140,20 @@ def run(options: Pruning) -> int:
         },
         "summary": _summary(rows),
     }
-    _draw(options, rows, found["sensitivity"])
+    name = "pruning" if options.checkpoint.stem == DEFAULT_CHECKPOINT.stem else f"pruning-{options.checkpoint.stem}"
+    _draw(options.out / name, rows, found["sensitivity"])
+    data, frames = (tuple(Path(text).name for text in texts) for texts in (config.data, config.frames))
     settings = options.settings(
         checkpoint=options.checkpoint.stem,
         checkpoint_sha256=sha256(options.checkpoint),
         importance=options.importance,
-        training=msgspec.to_builtins(config),
+        training=msgspec.to_builtins(msgspec.structs.replace(config, data=data, frames=frames)),
         scratch={"optimizer": fresh.optimizer, "learning_rate": fresh.learning_rate},
-        pairs=[pair.name for pairs in sets.values() for pair in pairs],
+        sets={name: [pair.name for pair in pairs] for name, pairs in sets.items()},
     )
-    return save(new_record("pruning", settings, notes=notes, rows=rows, found=found), options)
+    record = new_record(name, settings, notes=notes, rows=rows, found=found)
+    record.found["tables"] = [msgspec.to_builtins(pruning_table(record))]
+    return save(record, options)
 
 
 def _claim(options: Pruning, config: RecoverConfig) -> None:
@@ -266,7 +272,7 @@ def _summary(rows: list[Row]) -> list[dict[str, Any]]:
     return summary
 
 
-def _draw(options: Pruning, rows: list[Row], sensitive: dict[str, dict[str, float]]) -> None:
+def _draw(record: Path, rows: list[Row], sensitive: dict[str, dict[str, float]]) -> None:
     """The curves, beside the record."""
     by_macs: dict[str, dict[float, float]] = {}
     by_ms: dict[str, dict[float, float]] = {}
@@ -280,13 +286,13 @@ def _draw(options: Pruning, rows: list[Row], sensitive: dict[str, dict[str, floa
     by_macs = {name: values if name == "trained on" else dense | values for name, values in by_macs.items()}
     layers = {name: {100 * float(gone): psnr for gone, psnr in curve.items()} for name, curve in sensitive.items()}
     figures = {
-        "pruning_macs": plots.curves(by_macs, "kMAC per pixel", "PSNR, dB"),
-        "pruning_latency": plots.curves(by_ms, f"latency at {SIZE[0]}x{SIZE[1]}, ms", "PSNR, dB") if by_ms else "",
-        "pruning_sensitivity": plots.curves(layers, "channels removed from one layer, %", "PSNR, dB"),
+        "macs": plots.curves(by_macs, "kMAC per pixel", "PSNR, dB"),
+        "latency": plots.curves(by_ms, f"latency at {SIZE[0]}x{SIZE[1]}, ms", "PSNR, dB") if by_ms else "",
+        "sensitivity": plots.curves(layers, "channels removed from one layer, %", "PSNR, dB"),
     }
     for name, svg in figures.items():
         if svg:
-            with writing_file(options.out / f"{name}.svg") as temporary:
+            with writing_file(record.with_name(f"{record.name}_{name}.svg")) as temporary:
                 temporary.write_text(plots.for_file(svg))
 
 

@@ -41,7 +41,7 @@ from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 NAMES = ("latency", "quality", "peers", "limits", "scaling")
-OTHERS = ("pruning", "quantization", "engine", "training")
+OTHERS = ("pruning", "pruning-article", "quantization", "engine", "training")
 """Records that are shown as they come: ``found`` may hold ``tables`` (heading, columns, rows of texts, note), of which
 README shows the first, and ``points`` (label, group, milliseconds, psnr) to plot; NAME_*.svg beside it is shown too."""
 FIGURES = {
@@ -104,7 +104,7 @@ def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, dict[str, 
                 raise InputError(f"{place / name}.json was measured with --quick; measure it again without")
             # Training knows no files, and pruning starts from a checkpoint, which its record names.
             files = record.settings.get("files")
-            if name != "pruning" and files and files != records["latency"].settings.get("files"):
+            if not name.startswith("pruning") and files and files != records["latency"].settings.get("files"):
                 raise InputError(f"{place / name}.json is of other files than latency.json beside it; measure again")
         found[place] = records
     if folder not in found:
@@ -258,7 +258,6 @@ def before_after(options: Report, side: int = 300) -> Image:
 
 def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Picture]) -> Page:
     """The whole page."""
-    shipped = sha256(DEFAULT_CHECKPOINT)
     drawn: list[Figure] = []
     tables: list[Table] = []
     notes: list[str] = []
@@ -287,7 +286,9 @@ def results_page(machines: dict[Path, dict[str, Record]], shown: Sequence[Pictur
         for record in records.values():
             notes.append(f"{record.benchmark}: {conditions(record)}")
             notes += [f"{record.benchmark}: {note}" for note in record.notes]
-            if record.settings.get("checkpoint_sha256", shipped) != shipped:
+            weights = DEFAULT_CHECKPOINT.with_stem(record.settings.get("checkpoint", DEFAULT_CHECKPOINT.stem))
+            measured = record.settings.get("checkpoint_sha256")
+            if measured and not (weights.is_file() and sha256(weights) == measured):
                 notes.append(f"{record.benchmark}: measured on other weights than those that ship now")
     notes.append(f"Made from records {digest(*machines.values())}.")
     lead = "Every figure comes from a record that a script in benchmarks/ wrote."

@@ -132,6 +132,33 @@ def int8_table(record: Record) -> Table:
     return Table(heading="int8 beside other tools' int8", columns=columns, rows=lines, note=note)
 
 
+def pruning_table(record: Record) -> Table:
+    """What each share of the multiply-accumulates loses, before and after recovery, and how much faster it is."""
+    dense = next(row for row in record.rows if row.variant == "dense")
+    small = {row.facts["share"]: row for row in record.rows if row.variant == "recovered"}
+    timed = {(row.facts["share"], row.provider): row for row in record.rows if row.median_ms}
+    providers = list(dict.fromkeys(provider for _, provider in timed))
+    lines = []
+    for line in record.found["summary"]:
+        row = small[line["share"]]
+        values = [f"{line['share']:.0%}", f"{row.facts['macs_per_pixel'] / 1e3:.1f}"]
+        values += [f"{line[f'{kind}_db']:+.2f}" for kind in ("pruned", "recovered", "scratch")]
+        for provider in providers:
+            ms, times = timed[line["share"], provider].median_ms, line[f"{provider}_speedup"]
+            values += [f"{line[f'{provider}_int8_db']:+.2f}", f"{digits(ms)} ({times:.2f}x)"]
+        lines.append(values)
+    columns = ["MACs kept", "kMAC a pixel", "pruned, dB", "recovered, dB", "from scratch, dB"]
+    columns += [text for of in providers for text in (f"int8 on {of}, dB", f"ms at {AT} (times faster)")]
+    training, trained = record.settings["training"], next(row for row in record.rows if row.variant == "trained on")
+    batch = f"{training['patches']} patches of {training['side_px']} px"
+    note = (
+        f"PSNR against the dense network's {dense.psnr:.2f} dB (blurred: {dense.psnr_blurred:.2f}), mean of "
+        f"{' and '.join(record.settings['sets'])}; int8 against its int8, timed in turn. {training['steps']} steps of "
+        f"{batch} each; the dense network, trained on for as long: {(trained.psnr or 0) - (dense.psnr or 0):+.2f} dB."
+    )
+    return Table(heading=f"{record.settings['checkpoint']}, pruned", columns=columns, rows=lines, note=note)
+
+
 def other_tables(record: Record) -> list[Table]:
     """Of a record that brings tables of its own in ``found["tables"]``, these.
 

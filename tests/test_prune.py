@@ -178,6 +178,22 @@ def test_widths_are_multiples_and_networks_only_shrink() -> None:
     assert {width for widths in plan.path for width in widths.values()} <= set(range(16, 128, 16))
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.8, 1.0])
+def test_no_layer_is_narrowed_much_more_than_the_others(balance: float) -> None:
+    model = alive(PRESETS["hd"])
+    with torch.no_grad():
+        for parameter in model.decoder[1][0].parameters():  # type: ignore[index]
+            parameter[:40] = 0
+    plan = plan_for(model, PruneConfig(macs=0.5, balance=balance, multiple=4), samples(1, 64))
+    assert plan.widths(0.8)["decoder.1.0"] <= 24, "what does nothing goes first"
+    living = {name: int((values > 0).sum()) for name, values in plan.scores.items()}
+    for widths in plan.path[: len(plan.path) // 2]:
+        kept = [min(1.0, widths.get(name, width) / width) for name, width in living.items()]
+        # A block is up to a sixth of what lives in a layer.
+        assert min(kept) >= balance * max(kept) - 1 / 6
+    assert balance or min(kept) < 0.5 * max(kept), "importance alone narrows some layers more"
+
+
 def test_a_pruned_network_loads_without_torch_pruning(tmp_path: Path) -> None:
     model = unet()
     small = network_of(plan_for(model, PruneConfig(macs=0.5), samples()), 0.5)
@@ -207,6 +223,7 @@ def test_targets_out_of_reach_and_other_nonsense_are_named() -> None:
         ({"macs": 0.5, "target_ms": 3.0}, "macs and target_ms are given together"),
         ({"at": "wide"}, "at is 'wide'; allowed: WIDTHxHEIGHT"),
         ({"rounds": 0}, "rounds is 0"),
+        ({"balance": 1.1}, "balance is 1.1; allowed: 0 to 1"),
     ):
         with pytest.raises(ValueError, match=said):
             PruneConfig(**values)  # type: ignore[arg-type]
@@ -267,7 +284,7 @@ def test_a_strangers_network_keeps_what_cannot_be_pruned() -> None:
     assert set(channels.left) == {"wide", "last"}
     parameters = channels.cost({})[1]
     assert parameters == parameter_count(model)
-    plan = Plan(channels, "taylor", samples(2, 16), multiple=8, target="macs")
+    plan = Plan(channels, PruneConfig(macs=0.7, multiple=8), samples(2, 16))
     small = plan.network(plan.widths(0.7))
     assert parameter_count(small) == channels.cost(plan.widths(0.7))[1] < parameters
     assert small(torch.rand(2, 3, 12, 20)).shape == (2, 3, 12, 20)

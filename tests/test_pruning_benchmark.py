@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.evaluation.record import Row
+from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.training.checkpoint import save_checkpoint
 from tests.small import unet
 
@@ -48,16 +48,23 @@ def test_networks_of_other_settings_are_not_taken(pruning: ModuleType, tmp_path:
 
 def test_the_summary_is_against_the_dense_network(pruning: ModuleType) -> None:
     def row(share: float, variant: str, provider: str, psnr: float, ms: float | None = None) -> Row:
-        size, facts = "1280x720", {"share": share, "macs_per_pixel": 1000 * share}
-        return Row(model="m", variant=variant, provider=provider, size=size, psnr=psnr, median_ms=ms, facts=facts)
+        facts = {"share": share, "macs_per_pixel": 1000 * share}
+        where = {"model": "m", "variant": variant, "provider": provider, "size": "1280x720"}
+        return Row(**where, psnr=psnr, psnr_blurred=28, median_ms=ms, facts=facts)
 
     rows = [row(1, "dense", "torch", 30), row(1, "trained on", "torch", 30.2), row(1, "dense, int8", "cpu", 29.9, 100)]
     for share in pruning.SHARES:
         kinds = {"pruned": 29.0, "recovered": 29.95, "scratch": 29.5}
         rows += [row(share, kind, "torch", psnr) for kind, psnr in kinds.items()]
         rows.append(row(share, "recovered, int8", "cpu", 29.85, 100 * share))
-    for share, line in zip(pruning.SHARES, pruning._summary(rows), strict=True):
+    summary = pruning._summary(rows)
+    for share, line in zip(pruning.SHARES, summary, strict=True):
         assert {name: pytest.approx(value) for name, value in line.items()} == {
             "share": share, "pruned_db": -1.0, "recovered_db": -0.05, "scratch_db": -0.5,
             "recovered_to_trained_on_db": -0.25, "cpu_speedup": 1 / share, "cpu_int8_db": -0.05,
         }  # fmt: skip
+    settings = {"checkpoint": "m", "sets": {"a": [], "b": []}, "training": {"steps": 9, "patches": 2, "side_px": 64}}
+    table = pruning.pruning_table(new_record("pruning", settings, rows=rows, found={"summary": summary}))
+    assert table.rows[1] == ["50%", "0.5", "-1.00", "-0.05", "-0.50", "-0.05", "50.0 (2.00x)"]
+    for text in ("30.00 dB", "mean of a and b", "9 steps of 2 patches of 64 px", "trained on for as long: +0.20 dB"):
+        assert text in table.note

@@ -95,6 +95,9 @@ class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     on the layers that read them."""
     multiple: int = 16
     """Widths become multiples of this (of less, in layers narrower than twice of it): what kernels like."""
+    balance: float = 0.8
+    """Every layer keeps at least this part of the share of its channels that the fullest layer keeps: 0 lets importance
+    alone decide, 1 narrows all layers alike."""
     rounds: int = 1
     """Times that the network is pruned and recovers, each time by the same factor."""
     recover: RecoverConfig = RecoverConfig()
@@ -110,6 +113,8 @@ class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         given = [name for name in ("macs", "parameters", "target_ms") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given together; allowed: one of them")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance is {self.balance:g}; allowed: 0 to 1")
         for name in ("multiple", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")

@@ -103,25 +103,34 @@ def allowed_widths(width: int, multiple: int) -> list[int]:
     return list(range((width - 1) // multiple * multiple, 0, -multiple))
 
 
-def order(channels: Channels, scores: Mapping[str, Tensor], multiple: int, target: Target) -> list[Block]:
+def order(
+    channels: Channels, scores: Mapping[str, Tensor], multiple: int, target: Target, balance: float = 0.0
+) -> list[Block]:
     """All blocks in the order in which they go, down to the smallest network.
 
-    The next to go is the block that loses the least importance for the ``target`` that it saves, over all layers.
+    The next to go is the block that loses the least importance for the ``target`` that it saves, over all layers.  A
+    layer waits, though, rather than keep less than ``balance`` of the share that the fullest layer keeps: importance
+    knows what is lost now, not how little a narrow layer can learn afterwards.  Channels without any do not count.
     """
     which = 0 if target == "macs" else 1
     lost = {name: torch.cat([torch.zeros(1), values.sort().values.cumsum(0).cpu()]) for name, values in scores.items()}
-    left = {name: allowed_widths(group.width, multiple) for name, group in channels.groups.items()}
+    alive = {name: max(1, int((values > 0).sum())) for name, values in scores.items()}
     widths = {name: group.width for name, group in channels.groups.items()}
+    left = {name: allowed_widths(width, multiple) for name, width in widths.items()}
     blocks: list[Block] = []
-    while any(left.values()):
+    while shrinkable := [name for name, narrower in left.items() if narrower]:
         now = channels.cost(widths)[which]
+        kept = {name: min(1.0, widths[name] / alive[name]) for name in shrinkable}
+        fullest = max(kept.values())
 
         def price(name: str, now: float = now) -> float:
             full, wide, narrow = channels.groups[name].width, widths[name], left[name][0]
             saved = now - channels.cost(widths | {name: narrow})[which]
             return float(lost[name][full - narrow] - lost[name][full - wide]) / max(saved, 1e-9)
 
-        name = min((name for name in left if left[name]), key=price)
+        balanced = [name for name in shrinkable if left[name][0] >= balance * fullest * alive[name]]
+        # A narrow layer shrinks by a large share at once; the fullest may always, or none could.
+        name = min(balanced or [name for name in shrinkable if kept[name] == fullest], key=price)
         widths[name] = left[name].pop(0)
         blocks.append(Block(name, widths[name]))
     return blocks

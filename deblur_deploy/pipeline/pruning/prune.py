@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deblur_deploy.errors import InputError, VerificationError
 from deblur_deploy.pipeline.pruning.channels import Channels
-from deblur_deploy.pipeline.pruning.config import Importance, PruneConfig, Target
+from deblur_deploy.pipeline.pruning.config import PruneConfig, Target
 from deblur_deploy.pipeline.pruning.importance import Samples, allowed_widths, order, removal, score
 from deblur_deploy.training.unet import UNet, UNetConfig, Widths, parameter_count
 
@@ -18,15 +18,14 @@ from deblur_deploy.training.unet import UNet, UNetConfig, Widths, parameter_coun
 class Plan:
     """Ways to make a network smaller: which channels go at any target, ranked over all layers."""
 
-    def __init__(
-        self, channels: Channels, importance: Importance, samples: Samples, *, multiple: int, target: Target
-    ) -> None:
-        self.channels, self.target, self.multiple = channels, target, multiple
-        self.scores = score(channels, importance, samples)
+    def __init__(self, channels: Channels, config: PruneConfig, samples: Samples) -> None:
+        self.channels, self.multiple = channels, config.multiple
+        self.target: Target = "macs" if config.parameters is None else "parameters"
+        self.scores = score(channels, config.importance, samples)
         self._whole = self._cost({})
         self.path: list[dict[str, int]] = [{}]
         """Widths of the groups that shrank, from the whole network to the smallest, one block of channels a step."""
-        for block in order(channels, self.scores, multiple, target):
+        for block in order(channels, self.scores, config.multiple, self.target, config.balance):
             self.path.append(self.path[-1] | {block.group: block.width})
 
     def share(self, widths: Mapping[str, int]) -> float:
@@ -137,8 +136,7 @@ class Sizes:
 
 def plan_for(unet: UNet, config: PruneConfig, samples: Samples) -> Plan:
     """The ways to make ``unet`` smaller."""
-    target: Target = "macs" if config.parameters is None else "parameters"
-    return Plan(unet_channels(unet), config.importance, samples, multiple=config.multiple, target=target)
+    return Plan(unet_channels(unet), config, samples)
 
 
 def network_of(plan: Plan, share: float) -> UNet:

@@ -252,6 +252,7 @@ class Shrinking:
         return {
             "importance": self.config.importance,
             "multiple": self.config.multiple,
+            "balance": self.config.balance,
             "seed": self.config.recover.seed,
         }
 

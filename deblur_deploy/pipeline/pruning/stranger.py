@@ -32,7 +32,7 @@ from deblur_deploy.files import existing, sha256, writing_folder
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, OPSET, assemble
 from deblur_deploy.pipeline.photos import builtin_pairs
 from deblur_deploy.pipeline.pruning.channels import Channels
-from deblur_deploy.pipeline.pruning.config import PruneConfig, Target
+from deblur_deploy.pipeline.pruning.config import PruneConfig
 from deblur_deploy.pipeline.pruning.prune import Plan
 from deblur_deploy.pipeline.pruning.recover import samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
@@ -83,10 +83,9 @@ def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor:
     side = 64 * -(-divisor // 64)
     example = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     channels = Channels(model, example, probe=True)
-    target: Target = "parameters" if config.parameters else "macs"
     with TemporaryDirectory(prefix="deblur-prune-") as unpacked:
         samples = samples_for(config.recover, Path(unpacked), count=4)
-    plan = Plan(channels, config.importance, samples, multiple=config.multiple, target=target)
+    plan = Plan(channels, config, samples)
     chosen = plan.widths(config.macs or config.parameters or 1.0)
     small = plan.network(chosen)
     costs = [channels.cost(widths) for widths in ({}, chosen)]
