@@ -100,6 +100,14 @@ def test_a_crash_is_an_error_of_its_own_candidate_with_its_last_words():
             worker.run()
 
 
+def test_a_candidate_that_hangs_is_given_up(monkeypatch):
+    with Worker("tests.fakes:identity", {"milliseconds": 60_000}) as worker:
+        worker.keep(np.zeros((2, 2, 3), np.uint8))
+        monkeypatch.setattr("deblur_deploy.evaluation.worker.PATIENCE_S", 0.2)
+        with pytest.raises(ProviderError, match=r"it gave no answer for 0\.2 s"):
+            worker.run()
+
+
 def test_whoever_fails_has_a_row_that_says_so_and_the_others_stand(pairs):
     entries = [
         entry("identity", "fp32"),

@@ -13,6 +13,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     # Not at run time: the child's memory and start are the candidate's, not scikit-image's.
     from deblur_deploy.evaluation.quality import Restorer
     from deblur_deploy.runtime.media import Image
+
+PATIENCE_S = 600.0
+"""How long a candidate may take for one answer before it counts as hanging; some compile for minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +118,25 @@ class Worker:
     def _ask(self, *message: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        hangs = threading.Event()
+
+        def give_up() -> None:
+            hangs.set()
+            self._process.kill()
+
+        watchdog = threading.Timer(PATIENCE_S, give_up)
+        watchdog.start()
         try:
             _send(self._process.stdin, message)
             answer: dict[str, Any] = pickle.load(self._process.stdout)  # noqa: S301 (our own child)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             code = self._process.wait()
-            raise ProviderError(f"its process ended with status {code}{self._last_words()}") from None
+            why = f"its process ended with status {code}"
+            if hangs.is_set():
+                why = f"it gave no answer for {PATIENCE_S:g} s"
+            raise ProviderError(f"{why}{self._last_words()}") from None
+        finally:
+            watchdog.cancel()
         if "error" in answer:
             raise ProviderError(answer["error"])
         return answer
