@@ -3,8 +3,8 @@
     python benchmarks/pruning.py --data PHOTOS... --frames CLIP... --val PAIRS... --work FOLDER --steps 1000
 
 For each share of the multiply-accumulates: the pruned network before recovery, after it, and the honest rival, the same
-widths trained from scratch for as many steps on the same batches.  Beside them the dense network, as it is and trained
-on for as many steps, since recovery is further training too.  No step is chosen by the pairs that are reported: each
+widths trained from scratch for as many steps on the same batches.  Beside them the dense network, as it is and, with
+``--longer``, trained on for as many steps, since recovery is further training too.  No step is chosen by the pairs that are reported: each
 run counts as it ends.  Every network is kept in the work folder, so a second run goes on where the first stopped.
 The shipped network's record is ``pruning.json``, that of another checkpoint ``pruning-NAME.json``.
 """
@@ -45,7 +45,6 @@ from deblur_deploy.training.train import Progress, Trainer
 from deblur_deploy.training.unet import UNet
 from deblur_deploy.training.validation import TorchRestorer
 
-SHARES = (0.75, 0.5, 0.25)
 SIZE = (1280, 720)
 FRESH = TrainConfig()
 """A fresh network is trained as deblur-train would: it takes a higher learning rate than a trained one."""
@@ -65,6 +64,8 @@ class Pruning(Options):
     """Pairs to measure on; without any, the built-in ones."""
     work: Path = Path("pruning-work")
     """Folder of the networks; what is in it is not trained again."""
+    shares: tuple[float, ...] = (0.75, 0.5, 0.25)
+    """Shares of the multiply-accumulates to keep."""
     steps: int = 1000
     """Training steps of each network."""
     patches: int = 8
@@ -75,6 +76,8 @@ class Pruning(Options):
     """Of recovery, and of the dense network that is trained on."""
     learning_rate: float = RecoverConfig().learning_rate
     """Of the same."""
+    longer: bool = False
+    """Train the dense network on, too."""
     importance: Importance = "taylor"
     """Which channels go first."""
     workers: int = 1
@@ -110,7 +113,7 @@ def run(options: Pruning) -> int:
     plan = plan_for(dense, PruneConfig(macs=1.0, importance=options.importance), samples)
     nets: dict[tuple[float, str], UNet] = {(1.0, "dense"): dense}
     recovering = _saying(on_progress)
-    for share in SHARES:
+    for share in options.shares:
         pruned = nets[share, "pruned"] = network_of(plan, share)
         on_progress(f"recovering at {share:.0%}")
         folder = options.work / f"recovered-{share:g}"
@@ -118,9 +121,10 @@ def run(options: Pruning) -> int:
         on_progress(f"from scratch at {share:.0%}")
         torch.manual_seed(config.seed)
         nets[share, "scratch"] = _train(UNet(pruned.config), fresh, options.work / f"scratch-{share:g}")
-    on_progress("the dense network, trained on")
-    longer = _train(load_checkpoint(options.checkpoint), config, options.work / "dense-longer")
-    nets[1.0, "trained on"] = longer
+    if options.longer:
+        on_progress("the dense network, trained on")
+        again = load_checkpoint(options.checkpoint)
+        nets[1.0, "trained on"] = _train(again, config, options.work / "dense-longer")
     for (share, kind), net in nets.items():
         save_checkpoint(net, options.work / f"{kind.replace(' ', '-')}-{share:g}.safetensors")
 
@@ -129,7 +133,7 @@ def run(options: Pruning) -> int:
     for (share, kind), net in nets.items():
         on_progress(f"quality of {kind} at {share:.0%}")
         rows.append(_row(options, share, kind, "torch", net, _quality(TorchRestorer(net), sets)))
-    timed = {share: nets[share, "dense" if share == 1 else "recovered"] for share in (1.0, *SHARES)}
+    timed = {share: nets[share, "dense" if share == 1 else "recovered"] for share in (1.0, *options.shares)}
     for provider in present(PROVIDERS, notes):
         rows += _deployed(options, provider, timed, sets, on_progress)
     found = {
@@ -258,12 +262,13 @@ def _summary(rows: list[Row]) -> list[dict[str, Any]]:
     at = {(row.facts["share"], row.variant, row.provider): row for row in rows}
     providers = dict.fromkeys(row.provider for row in rows if row.median_ms)
     summary = []
-    for share in SHARES:
+    for share in sorted({row.facts["share"] for row in rows} - {1.0}, reverse=True):
         line: dict[str, Any] = {"share": share}
         dense = at[1.0, "dense", "torch"].psnr or 0
         for kind in ("pruned", "recovered", "scratch"):
             line[f"{kind}_db"] = (at[share, kind, "torch"].psnr or 0) - dense
-        line["recovered_to_trained_on_db"] = line["recovered_db"] + dense - (at[1.0, "trained on", "torch"].psnr or 0)
+        if longer := at.get((1.0, "trained on", "torch")):
+            line["recovered_to_trained_on_db"] = line["recovered_db"] + dense - (longer.psnr or 0)
         for provider in providers:
             slow, fast = at[1.0, "dense, int8", provider], at[share, "recovered, int8", provider]
             line[f"{provider}_speedup"] = (slow.median_ms or 0) / (fast.median_ms or 1)

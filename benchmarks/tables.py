@@ -149,13 +149,15 @@ def pruning_table(record: Record) -> Table:
         lines.append(values)
     columns = ["MACs kept", "kMAC a pixel", "pruned, dB", "recovered, dB", "from scratch, dB"]
     columns += [text for of in providers for text in (f"int8 on {of}, dB", f"ms at {AT} (times faster)")]
-    training, trained = record.settings["training"], next(row for row in record.rows if row.variant == "trained on")
+    training, trained = record.settings["training"], [row for row in record.rows if row.variant == "trained on"]
     batch = f"{training['patches']} patches of {training['side_px']} px"
     note = (
         f"PSNR against the dense network's {dense.psnr:.2f} dB (blurred: {dense.psnr_blurred:.2f}), mean of "
         f"{' and '.join(record.settings['sets'])}; int8 against its int8, timed in turn. {training['steps']} steps of "
-        f"{batch} each; the dense network, trained on for as long: {(trained.psnr or 0) - (dense.psnr or 0):+.2f} dB."
+        f"{batch} each."
     )
+    for row in trained:
+        note += f" The dense network, trained on for as long: {(row.psnr or 0) - (dense.psnr or 0):+.2f} dB."
     return Table(heading=f"{record.settings['checkpoint']}, pruned", columns=columns, rows=lines, note=note)
 
 
