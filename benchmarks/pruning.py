@@ -4,9 +4,9 @@
 
 For each share of the multiply-accumulates: the pruned network before recovery, after it, and the honest rival, the same
 widths trained from scratch for as many steps on the same batches.  Beside them the dense network, as it is and, with
-``--longer``, trained on for as many steps, since recovery is further training too.  No step is chosen by the pairs that are reported: each
-run counts as it ends.  Every network is kept in the work folder, so a second run goes on where the first stopped.
-The shipped network's record is ``pruning.json``, that of another checkpoint ``pruning-NAME.json``.
+``--longer``, trained on for as many steps, since recovery is further training too.  No step is chosen by the pairs that
+are reported: each run counts as it ends.  Every network is kept in the work folder, so a second run goes on where the
+first stopped.  The shipped network's record is ``pruning.json``, that of another checkpoint ``pruning-NAME.json``.
 """
 
 from __future__ import annotations
