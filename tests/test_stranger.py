@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from deblur_deploy import DeblurEngine
 from deblur_deploy.cli.export import command
 from deblur_deploy.errors import InputError
+from deblur_deploy.pipeline.pruning import stranger
+from deblur_deploy.pipeline.pruning.config import PruneConfig
 from deblur_deploy.pipeline.pruning.stranger import load_module, reach
 from tests.photos import photo
 
@@ -98,6 +102,30 @@ def test_it_is_pruned_exported_and_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert np.abs(difference).max() <= 0.51
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [30, 1])
+def test_it_is_fitted_to_a_latency(target: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def slow_machine(files: list[Path], config: PruneConfig, _: object) -> list[SimpleNamespace]:
+        asked.append(config.size())
+        # A millisecond for 200 bytes of weights: the middle layer has 9.2 kB.
+        sizes = [sum(len(value.raw_data) for value in onnx.load(path).graph.initializer) for path in files]
+        return [SimpleNamespace(median_ms=size / 200) for size in sizes]
+
+    monkeypatch.setattr(stranger, "time_files", slow_machine)
+    words = ["--out", str(tmp_path / "out"), "--model", "tests.test_stranger:build", "--divisor", "2", "--at", "64x32"]
+    words += ["--prune.target-ms", str(target), "--prune.multiple", "1", "--prune.importance", "magnitude", *TINY]
+    if target == 1:
+        with pytest.raises(InputError, match=r"target_ms is 1, but the smallest network, .* takes \d"):
+            command(words)
+        return
+    assert command(words) == 0
+    latency = json.loads((tmp_path / "out" / "pruning.json").read_text())["latency"]
+    assert 27 <= latency["ms"] <= 30 < latency["dense_ms"]
+    assert set(asked) == {(64, 32)}
+
+
 def test_reach_is_that_of_the_kernels() -> None:
     assert reach(nn.Conv2d(3, 3, 7, padding=3), 1) == 3
     assert 4 <= reach(build(), 2) <= 7
@@ -115,13 +143,11 @@ def test_reach_is_that_of_the_kernels() -> None:
         (["--model", "tests.test_stranger:odd"], "fails in the network's own forward: 'b'"),
         (["--model", "tests.test_stranger:unlucky"], "ValueError: no luck"),
         (["--model", "tests.test_stranger:build", "--divisor", "3"], "--divisor is 3; allowed: 1, 2, 4"),
-        (["--model", "tests.test_stranger:build", "--prune.target-ms", "5"], "target-ms needs one of our own"),
     ],
 )
 def test_what_is_wrong_is_one_line(words: list[str], said: str, tmp_path: Path) -> None:
-    share = [] if "--prune.target-ms" in words else ["--prune.macs", "0.5"]
     with pytest.raises(InputError, match=said):
-        command(["--out", str(tmp_path / "out"), *words, *share, *TINY])
+        command(["--out", str(tmp_path / "out"), *words, "--prune.macs", "0.5", *TINY])
     assert not (tmp_path / "out").exists()
 
 

@@ -37,7 +37,8 @@ class Arguments:
     """Folder of the bundle."""
     model: str = ""
     """Prune a network of your own instead: package.module:build, a function that returns it. It is written as an
-    exported program and as fp32 ONNX, without recovery and int8; CHECKPOINT is then its state dict as safetensors."""
+    exported program and as fp32 ONNX (which --prune.target-ms is then for), without recovery and int8; CHECKPOINT is
+    its state dict as safetensors."""
     divisor: int = 1
     """With --model: its images' sides are multiples of this power of two, to which the ONNX files pad."""
     force: bool = False
@@ -107,13 +108,21 @@ def prune_own(arguments: Arguments, recipe: Recipe, log: Console) -> int:
     record = prune_stranger(model, recipe.prune, arguments.out, divisor=arguments.divisor, force=arguments.force)
     if arguments.json:
         sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    latency = record["latency"]
     for name, (before, after) in record["widths"].items():
         log.print(f"{name}: {before} -> {after} channels")
     for name, why in record["left"].items():
         log.print(f"{name} is left as it is: {why}")
-    for what, values in (("kMAC per pixel", [macs / 1e3 for macs in record["macs_per_pixel"]]),
-                         ("parameters", record["parameters"]), ("PSNR, dB", record["psnr"].values())):  # fmt: skip
+    figures = {
+        "kMAC per pixel": [macs / 1e3 for macs in record["macs_per_pixel"]],
+        "parameters": record["parameters"],
+        "PSNR, dB": record["psnr"].values(),
+        f"fp32 at {latency['at']} on {latency['provider']}, ms": [latency["dense_ms"], latency["ms"]],
+    }
+    for what, values in figures.items():
         log.print(f"{what}: " + " -> ".join(f"{value:.6g}" for value in values))
+    for note in record["notes"]:
+        log.print(f"note: {note}")
     log.print(f"written: {arguments.out} (module.pt2, fp32.onnx, float.onnx, pruning.json); it has not recovered yet")
     return OK
 

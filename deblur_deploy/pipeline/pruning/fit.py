@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from deblur_deploy.contract import Precision
 from deblur_deploy.errors import InputError
@@ -19,8 +22,8 @@ from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNet, UNetConfig
 
-Measure = Callable[[UNet], float]
-"""Milliseconds of one of our networks; it depends on the widths alone, so it may remember them."""
+Measure = Callable[[Any], float]
+"""Milliseconds of a network; it depends on the widths alone, so it may remember them."""
 
 CLOSE = 0.1
 """A network is close enough when it is at most this share faster than asked for."""
@@ -43,15 +46,16 @@ class Fit:
     """Why it is not as close to the target as it should be, if it is not."""
 
 
-def fit(plan: Plan, target_ms: float, measure: Measure) -> Fit:
+def fit(plan: Plan, target_ms: float, measure: Measure, network: Callable[[Plan, float], Any] = network_of) -> Fit:
     """The largest network of ``plan`` that takes at most ``target_ms``, and at least 90 % of it where one exists.
 
+    ``network``: the one that keeps at most a share, in whatever form ``measure`` wants it.
     Interpolates between what was measured.  Raises InputError that says what the best is, if nothing is fast enough.
     """
     tried: dict[float, float] = {}
 
     def ms(share: float) -> float:
-        tried[share] = measure(network_of(plan, share))
+        tried[share] = measure(network(plan, share))
         return tried[share]
 
     def found(note: str = "") -> Fit:
@@ -96,21 +100,26 @@ def time_exported(
 
     ``photos`` calibrate int8.  Raises ProviderError if the provider is absent or does not run them.
     """
-    photo = at_size(photos[0], *config.size())
-    calls: dict[str, Callable[[], object]] = {}
     with TemporaryDirectory(prefix="deblur-fit-") as folder:
-        engines = []
+        files = []
         for index, unet in enumerate(nets):
             path = Path(folder, str(index))
             path.mkdir()
-            model = export_for(unet, config.provider, config.precision, photos, path)
-            engines.append(DeblurEngine(model, provider=config.provider, threads=threads))
-            calls[str(index)] = lambda engine=engines[-1]: engine(photo)  # type: ignore[misc]
-        try:
-            timings = take_turns(calls, rounds=rounds)
-        finally:
-            for engine in engines:
-                engine.close()
+            files.append(export_for(unet, config.provider, config.precision, photos, path))
+        return time_files(files, config, photos[0], rounds=rounds, threads=threads)
+
+
+def time_files(
+    files: Sequence[Path], config: PruneConfig, photo: Image, *, rounds: int = 10, threads: int | None = None
+) -> list[Timing]:
+    """Latency of each of ``files`` on ``photo`` at the size and on the provider of ``config``, in turn."""
+    photo = at_size(photo, *config.size())
+    with ExitStack() as engines:
+        calls: dict[str, Callable[[], object]] = {}
+        for index, path in enumerate(files):
+            engine = engines.enter_context(DeblurEngine(path, provider=config.provider, threads=threads))
+            calls[str(index)] = partial(engine, photo)
+        timings = take_turns(calls, rounds=rounds)
     return [timings[name] for name in calls]
 
 

@@ -3,6 +3,7 @@
 Its shape is no ``UNetConfig``, so the result travels as what torch exported (``module.pt2``, which runs without the
 code that built it) and as ONNX that keeps the contract: ``fp32.onnx`` and ``float.onnx``, which every engine runs.
 There is no recovery and no int8 for it here: ``module.pt2`` can be fine-tuned wherever the network is trained.
+A latency that is asked for is therefore that of ``fp32.onnx``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -22,7 +24,7 @@ import onnx
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from deblur_deploy import __version__
 from deblur_deploy.contract import Io, ModelContract
@@ -33,6 +35,7 @@ from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, OPSET, assemble
 from deblur_deploy.pipeline.photos import builtin_pairs
 from deblur_deploy.pipeline.pruning.channels import Channels
 from deblur_deploy.pipeline.pruning.config import PruneConfig
+from deblur_deploy.pipeline.pruning.fit import fit, time_files
 from deblur_deploy.pipeline.pruning.prune import Plan
 from deblur_deploy.pipeline.pruning.recover import samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
@@ -72,51 +75,46 @@ def load_module(name: str, weights: Path | None = None) -> nn.Module:
 
 
 def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor: int, force: bool) -> dict[str, Any]:
-    """Prune ``model`` to a share of its cost, write the folder ``out`` and return what ``pruning.json`` holds.
+    """Prune ``model`` to a share of its cost or to a latency, write the folder ``out``; returns its ``pruning.json``.
 
     ``divisor``: the sizes that the network takes are multiples of this power of two; the ONNX files pad to it.
     Raises InputError for a network that cannot be pruned or a target that is out of reach.
     """
-    if config.target_ms is not None:
-        raise InputError("--prune.target-ms needs one of our own networks; give --prune.macs or --prune.parameters")
     shape = _shape(divisor)
     side = 64 * -(-divisor // 64)
     example = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     channels = Channels(model, example, probe=True)
     with TemporaryDirectory(prefix="deblur-prune-") as unpacked:
         samples = samples_for(config.recover, Path(unpacked), count=4)
-    plan = Plan(channels, config, samples)
-    chosen = plan.widths(config.macs or config.parameters or 1.0)
-    small = plan.network(chosen)
-    costs = [channels.cost(widths) for widths in ({}, chosen)]
-    pairs = builtin_pairs()
+    plan, pairs, notes = Plan(channels, config, samples), builtin_pairs(), list[str]()
+
+    def write(widths: Mapping[str, int], folder: Path) -> nn.Module:
+        net = plan.network(widths)
+        _write(net, example, shape, channels.cost(widths)[0] / side**2, folder)
+        return net
+
+    def timed(*several: Mapping[str, int]) -> list[float]:
+        with TemporaryDirectory(prefix="deblur-fit-") as name:
+            folders = [Path(name, str(number)) for number in range(len(several))]
+            for widths, folder in zip(several, folders, strict=True):
+                folder.mkdir()
+                write(widths, folder)
+            files = [folder / "fp32.onnx" for folder in folders]
+            return [timing.median_ms for timing in time_files(files, config, pairs[0].blurred)]
+
+    share = config.macs or config.parameters or 1.0
+    if config.target_ms is not None:
+        found = fit(plan, config.target_ms, lambda widths: timed(widths)[0], Plan.widths)
+        share, notes = found.share, [found.note] if found.note else []
+    chosen = plan.widths(share)
+    dense_ms, ms = timed({}, chosen)
     with writing_folder(out, force=force) as folder:
-        side_dim = torch.export.Dim
-        sizes = {0: side_dim("batch"), 2: divisor * side_dim("h"), 3: divisor * side_dim("w")}
-        try:
-            program = torch.export.export(small, (torch.cat([example] * 2),), dynamic_shapes=(sizes,))
-        except Exception as error:  # torch.export names what it cannot follow in many kinds of errors
-            raise InputError(f"torch cannot export the network: {' '.join(str(error).split())[:200]}") from None
-        torch.export.save(program, folder / "module.pt2")
-        body, parent, radius = _body(program), sha256(folder / "module.pt2"), reach(small, divisor)
-        ios: tuple[tuple[str, Io], ...] = (("fp32", "uint8"), ("float", "float32"))
-        for name, io in ios:
-            graph = assemble(body, shape, layout="planes", io=io)
-            contract = ModelContract(
-                io=io,
-                precision="fp32",
-                size_divisor=divisor,
-                receptive_radius_px=radius,
-                macs_per_pixel=costs[1][0] / side**2,
-                parent_sha256=parent,
-                library_version=__version__,
-            )
-            onnx.helper.set_model_props(graph, contract.to_metadata())
-            onnx.save(graph, folder / f"{name}.onnx")
+        small = write(chosen, folder)
         _check(folder / "fp32.onnx", small, pairs[0].blurred, divisor)
         record = {
-            "macs_per_pixel": [macs / side**2 for macs, _ in costs],
+            "macs_per_pixel": [channels.cost(widths)[0] / side**2 for widths in ({}, chosen)],
             "parameters": [parameter_count(model), parameter_count(small)],
+            "latency": {"dense_ms": dense_ms, "ms": ms, "provider": config.provider, "at": config.at},
             "widths": {
                 part.layer: [channels.costs[part.layer].outputs, chosen.get(name, group.width)]
                 for name, group in channels.groups.items()
@@ -128,9 +126,36 @@ def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor:
                 name: sum(psnr(_restored(net, pair.blurred, divisor), pair.sharp) for pair in pairs) / len(pairs)
                 for name, net in (("dense", model), ("pruned", small))
             },
+            "notes": notes,
         }
         (folder / "pruning.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
+
+
+def _write(net: nn.Module, example: Tensor, shape: UNetConfig, macs_per_pixel: float, folder: Path) -> None:
+    """``net`` as an exported program and as ONNX; raises InputError if torch cannot."""
+    divisor, side_dim = shape.size_divisor, torch.export.Dim
+    sizes = {0: side_dim("batch"), 2: divisor * side_dim("h"), 3: divisor * side_dim("w")}
+    try:
+        program = torch.export.export(net, (torch.cat([example] * 2),), dynamic_shapes=(sizes,))
+    except Exception as error:  # torch.export names what it cannot follow in many kinds of errors
+        raise InputError(f"torch cannot export the network: {' '.join(str(error).split())[:200]}") from None
+    torch.export.save(program, folder / "module.pt2")
+    body, parent, radius = _body(program), sha256(folder / "module.pt2"), reach(net, divisor)
+    ios: tuple[tuple[str, Io], ...] = (("fp32", "uint8"), ("float", "float32"))
+    for name, io in ios:
+        graph = assemble(body, shape, layout="planes", io=io)
+        contract = ModelContract(
+            io=io,
+            precision="fp32",
+            size_divisor=divisor,
+            receptive_radius_px=radius,
+            macs_per_pixel=macs_per_pixel,
+            parent_sha256=parent,
+            library_version=__version__,
+        )
+        onnx.helper.set_model_props(graph, contract.to_metadata())
+        onnx.save(graph, folder / f"{name}.onnx")
 
 
 def reach(model: nn.Module, divisor: int) -> int:
