@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -15,13 +17,15 @@ from torch import Tensor, nn
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.cli.export import command
-from deblur_deploy.errors import InputError
+from deblur_deploy.errors import InputError, TrainingError
 from deblur_deploy.pipeline.pruning import stranger
-from deblur_deploy.pipeline.pruning.config import PruneConfig
+from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
+from deblur_deploy.pipeline.pruning.finetune import finetune
 from deblur_deploy.pipeline.pruning.stranger import load_module, reach
 from tests.photos import photo
 
-TINY = ["--prune.recover.workers", "0"]
+TINY = ["--prune.recover.workers", "0", "--prune.recover.steps", "0"]
+SHORT = RecoverConfig(steps=30, patches=2, side_px=48, workers=0, precision="fp32", learning_rate=1e-3)
 
 
 class Own(nn.Module):
@@ -86,9 +90,18 @@ def test_it_is_pruned_exported_and_run(tmp_path: Path, capsys: pytest.CaptureFix
     save_file(scaled().state_dict(), tmp_path / "own.safetensors")
     out = tmp_path / "out"
     words = [str(tmp_path / "own.safetensors"), "--out", str(out), "--model", "tests.test_stranger:scaled"]
-    assert command([*words, "--divisor", "2", "--prune.macs", "0.6", *TINY]) == 0
-    assert "up is left as it is: " in capsys.readouterr().err
+    words += ["--prune.recover.workers", "0", "--prune.recover.steps", "9", "--prune.recover.patches", "1"]
+    assert command([*words, "--divisor", "2", "--prune.macs", "0.6", "--prune.recover.side-px", "33"]) == 0
+    printed = capsys.readouterr().err
+    for said in (
+        "up is left as it is: ",
+        "fp32 at 1280x720 on cpu, ms: ",
+        "note: recovered on five built-in photographs",
+    ):
+        assert said in printed
     record = json.loads((out / "pruning.json").read_text())
+    assert list(record["psnr"]) == ["dense", "pruned", "recovered"]
+    assert record["psnr"]["recovered"] != record["psnr"]["pruned"]
     assert record["macs_per_pixel"][1] <= 0.6 * record["macs_per_pixel"][0]
     program = torch.export.load(out / "module.pt2").module()
     assert sum(p.numel() for p in program.parameters()) == record["parameters"][1] < record["parameters"][0]
@@ -124,6 +137,36 @@ def test_it_is_fitted_to_a_latency(target: int, tmp_path: Path, monkeypatch: pyt
     latency = json.loads((tmp_path / "out" / "pruning.json").read_text())["latency"]
     assert 27 <= latency["ms"] <= 30 < latency["dense_ms"]
     assert set(asked) == {(64, 32)}
+
+
+@pytest.mark.parametrize("minutes", [None, 0.02])
+def test_recovery_comes_nearer_to_the_whole_network_and_keeps_its_statistics(
+    minutes: float | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    teacher = nn.Sequential(build(), nn.BatchNorm2d(3))
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student[0].up.bias += 1  # type: ignore[index, union-attr, operator]
+    kept, steps = copy.deepcopy(student.state_dict()), list[int]()
+    config = msgspec.structs.replace(SHORT, minutes=minutes, teacher=9.0)
+    found = finetune(student, teacher, config, 2, tmp_path, lambda step, _: steps.append(step))
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        off = [float((net.eval()(image) - teacher.eval()(image)).abs().mean()) for net in (student, found)]
+    assert off[1] < (0.9 if minutes is None else 1) * off[0]
+    assert minutes or steps == list(range(1, 31))
+    for name, value in found.state_dict().items():
+        assert torch.equal(student.state_dict()[name], kept[name])
+        assert "running" not in name or torch.equal(value, kept[name])
+
+
+def test_a_loss_that_is_not_finite_ends_recovery(tmp_path: Path) -> None:
+    broken = build()
+    with torch.no_grad():
+        broken.up.weight[:] = float("nan")  # type: ignore[union-attr, index, operator]
+    with pytest.raises(TrainingError, match=r"loss is nan at step 0; lower --prune\.recover\.learning-rate"):
+        finetune(broken, build(), SHORT, 2, tmp_path)
 
 
 def test_reach_is_that_of_the_kernels() -> None:

@@ -37,8 +37,8 @@ class Arguments:
     """Folder of the bundle."""
     model: str = ""
     """Prune a network of your own instead: package.module:build, a function that returns it. It is written as an
-    exported program and as fp32 ONNX (which --prune.target-ms is then for), without recovery and int8; CHECKPOINT is
-    its state dict as safetensors."""
+    exported program and as fp32 ONNX (which --prune.target-ms is then for), without int8; CHECKPOINT is its state dict
+    as safetensors."""
     divisor: int = 1
     """With --model: its images' sides are multiples of this power of two, to which the ONNX files pad."""
     force: bool = False
@@ -105,7 +105,14 @@ def prune_own(arguments: Arguments, recipe: Recipe, log: Console) -> int:
     if not recipe.prune:
         raise InputError("--model is for pruning; say how far, with --prune.macs 0.5")
     model = load_module(arguments.model, arguments.checkpoint)
-    record = prune_stranger(model, recipe.prune, arguments.out, divisor=arguments.divisor, force=arguments.force)
+    record = prune_stranger(
+        model,
+        recipe.prune,
+        arguments.out,
+        divisor=arguments.divisor,
+        force=arguments.force,
+        on_progress=lambda what: log.print(f"- {what}"),
+    )
     if arguments.json:
         sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")
     latency = record["latency"]
@@ -123,7 +130,7 @@ def prune_own(arguments: Arguments, recipe: Recipe, log: Console) -> int:
         log.print(f"{what}: " + " -> ".join(f"{value:.6g}" for value in values))
     for note in record["notes"]:
         log.print(f"note: {note}")
-    log.print(f"written: {arguments.out} (module.pt2, fp32.onnx, float.onnx, pruning.json); it has not recovered yet")
+    log.print(f"written: {arguments.out} (module.pt2, fp32.onnx, float.onnx, pruning.json)")
     return OK
 
 

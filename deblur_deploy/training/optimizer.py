@@ -68,9 +68,9 @@ class Optimizer:
 
     def _step(self, rate: float) -> None:
         for weight, matrix in zip(self._weights, self._matrices, strict=True):
-            assert weight.grad is not None
             matrix.copy_(weight.flatten(1))
-            matrix.grad = weight.grad.flatten(1)
+            # None of a layer that the network does not use; the step leaves it as it is.
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate

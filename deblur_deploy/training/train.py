@@ -76,7 +76,7 @@ class Trainer:
         self.accelerator = accelerator or make_accelerator(config)
         self.device = self.accelerator.device
         self.plain = model.to(self.device)
-        self.ema = AveragedModel(self.plain, multi_avg_fn=_averaging(config.ema))
+        self.ema = AveragedModel(self.plain, multi_avg_fn=averaging(config.ema))
         supervised = supervised or Supervised(self.plain, multi_scale=config.multi_scale > 0)
         self.supervised = supervised.to(self.device)
         # channels_last, since convolutions on every device are fastest so; mypy does not know this form of ``to``.
@@ -266,7 +266,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
 
 
-def _averaging(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+def averaging(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     """Exponential averages that start over the last tenth of the run, so that its first weights are soon forgotten."""
 
     def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:

@@ -13,6 +13,11 @@ from deblur_deploy.training.config import Kind, Stage, TrainConfig
 Importance = Literal["magnitude", "taylor", "activation"]
 Target = Literal["macs", "parameters"]
 
+WEAK = (
+    "recovered on five built-in photographs only, which is weak: give photographs like those in use with "
+    "--prune.recover.data"
+)
+
 
 class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a pruned network is fine-tuned."""

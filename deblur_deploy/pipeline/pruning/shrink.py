@@ -20,17 +20,12 @@ from deblur_deploy.evaluation.machine import machine, package_versions
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.inputs import DECODERS, Photos
-from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
+from deblur_deploy.pipeline.pruning.config import WEAK, PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, to_record, versions
 
 _PRUNE, _RECOVER, _FIT = (f"deblur_deploy.pipeline.pruning.{name}" for name in ("prune", "recover", "fit"))
 _VALIDATION, _PHOTOS = "deblur_deploy.training.validation", "deblur_deploy.pipeline.photos"
 PRUNED = "pruned.safetensors"
-
-WEAK = (
-    "recovered on five built-in photographs only, which is weak: give photographs like those in use with "
-    "--prune.recover.data"
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 Its shape is no ``UNetConfig``, so the result travels as what torch exported (``module.pt2``, which runs without the
 code that built it) and as ONNX that keeps the contract: ``fp32.onnx`` and ``float.onnx``, which every engine runs.
-There is no recovery and no int8 for it here: ``module.pt2`` can be fine-tuned wherever the network is trained.
-A latency that is asked for is therefore that of ``fp32.onnx``.
+Recovery knows no features and does not resume (see ``finetune``), and there is no int8 for it here: a latency that is
+asked for is that of ``fp32.onnx``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -34,7 +34,8 @@ from deblur_deploy.files import existing, sha256, writing_folder
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, OPSET, assemble
 from deblur_deploy.pipeline.photos import builtin_pairs
 from deblur_deploy.pipeline.pruning.channels import Channels
-from deblur_deploy.pipeline.pruning.config import PruneConfig
+from deblur_deploy.pipeline.pruning.config import WEAK, PruneConfig
+from deblur_deploy.pipeline.pruning.finetune import finetune
 from deblur_deploy.pipeline.pruning.fit import fit, time_files
 from deblur_deploy.pipeline.pruning.prune import Plan
 from deblur_deploy.pipeline.pruning.recover import samples_for
@@ -74,7 +75,15 @@ def load_module(name: str, weights: Path | None = None) -> nn.Module:
     return model.eval().requires_grad_()
 
 
-def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor: int, force: bool) -> dict[str, Any]:
+def prune_stranger(
+    model: nn.Module,
+    config: PruneConfig,
+    out: Path,
+    *,
+    divisor: int,
+    force: bool,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
     """Prune ``model`` to a share of its cost or to a latency, write the folder ``out``; returns its ``pruning.json``.
 
     ``divisor``: the sizes that the network takes are multiples of this power of two; the ONNX files pad to it.
@@ -88,17 +97,15 @@ def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor:
         samples = samples_for(config.recover, Path(unpacked), count=4)
     plan, pairs, notes = Plan(channels, config, samples), builtin_pairs(), list[str]()
 
-    def write(widths: Mapping[str, int], folder: Path) -> nn.Module:
-        net = plan.network(widths)
+    def write(net: nn.Module, widths: Mapping[str, int], folder: Path) -> None:
         _write(net, example, shape, channels.cost(widths)[0] / side**2, folder)
-        return net
 
     def timed(*several: Mapping[str, int]) -> list[float]:
         with TemporaryDirectory(prefix="deblur-fit-") as name:
             folders = [Path(name, str(number)) for number in range(len(several))]
             for widths, folder in zip(several, folders, strict=True):
                 folder.mkdir()
-                write(widths, folder)
+                write(plan.network(widths), widths, folder)
             files = [folder / "fp32.onnx" for folder in folders]
             return [timing.median_ms for timing in time_files(files, config, pairs[0].blurred)]
 
@@ -108,8 +115,20 @@ def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor:
         share, notes = found.share, [found.note] if found.note else []
     chosen = plan.widths(share)
     dense_ms, ms = timed({}, chosen)
+    nets = {"dense": model, "pruned": plan.network(chosen)}
+    recover = config.recover
+    if chosen and (recover.steps or recover.minutes):
+        notes += [WEAK] if recover.weak else []
+
+        def watch(step: int, loss: float) -> None:
+            if step % _TOLD == 0:
+                on_progress(f"recovery, step {step}, loss {loss:.4f}")
+
+        with TemporaryDirectory(prefix="deblur-prune-") as unpacked:
+            nets["recovered"] = finetune(nets["pruned"], model, recover, divisor, Path(unpacked), watch)
+    small = list(nets.values())[-1]
     with writing_folder(out, force=force) as folder:
-        small = write(chosen, folder)
+        write(small, chosen, folder)
         _check(folder / "fp32.onnx", small, pairs[0].blurred, divisor)
         record = {
             "macs_per_pixel": [channels.cost(widths)[0] / side**2 for widths in ({}, chosen)],
@@ -124,12 +143,16 @@ def prune_stranger(model: nn.Module, config: PruneConfig, out: Path, *, divisor:
             "left": channels.left,
             "psnr": {
                 name: sum(psnr(_restored(net, pair.blurred, divisor), pair.sharp) for pair in pairs) / len(pairs)
-                for name, net in (("dense", model), ("pruned", small))
+                for name, net in nets.items()
             },
             "notes": notes,
         }
         (folder / "pruning.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
+
+
+_TOLD = 50
+"""Steps of recovery between two lines about it."""
 
 
 def _write(net: nn.Module, example: Tensor, shape: UNetConfig, macs_per_pixel: float, folder: Path) -> None:
