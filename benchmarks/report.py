@@ -140,6 +140,7 @@ def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
     for name in OTHERS:
         if name in records and "tables" in records[name].found:
             main += map(_markdown_table, other_tables(records[name])[:1])
+            main += [conditions(records[name])] if records[name].machine != records["latency"].machine else []
     where = folder.resolve().relative_to(readme.resolve().parent).as_posix()
     main.append("\n".join(f"![{FIGURES[name][0]}]({where}/{name}.svg)" for name in figures(records)))
     parts[1:1] = main
