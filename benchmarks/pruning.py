@@ -103,14 +103,16 @@ class Pruning(Options):
 
 def run(options: Pruning) -> int:
     """Train, measure and save."""
-    on_progress, notes = progress(), list[str]()
+    on_progress, notes, how = progress(), list[str](), PruneConfig(macs=1.0, importance=options.importance)
     config, dense = options.training(), load_checkpoint(options.checkpoint)
     fresh = msgspec.structs.replace(config, optimizer=FRESH.optimizer, learning_rate=FRESH.learning_rate)
-    _claim(options, config)
+    _claim(options, how, config)
     if config.weak:
         notes.append("trained on five built-in photographs only: a weak recovery, and a weak rival")
     samples = samples_for(config, options.work, 2 if options.quick else 8)
-    plan = plan_for(dense, PruneConfig(macs=1.0, importance=options.importance), samples)
+    plan = plan_for(dense, how, samples)
+    for share in options.shares:
+        plan.widths(share)  # what is out of reach is said before anything is trained
     nets: dict[tuple[float, str], UNet] = {(1.0, "dense"): dense}
     recovering = _saying(on_progress)
     for share in options.shares:
@@ -144,13 +146,14 @@ def run(options: Pruning) -> int:
         },
         "summary": _summary(rows),
     }
-    name = "pruning" if options.checkpoint.stem == DEFAULT_CHECKPOINT.stem else f"pruning-{options.checkpoint.stem}"
+    shipped = sha256(options.checkpoint) == sha256(DEFAULT_CHECKPOINT)
+    name = "pruning" if shipped else f"pruning-{options.checkpoint.stem}"
     _draw(options.out / name, rows, found["sensitivity"])
     data, frames = (tuple(Path(text).name for text in texts) for texts in (config.data, config.frames))
     settings = options.settings(
         checkpoint=options.checkpoint.stem,
         checkpoint_sha256=sha256(options.checkpoint),
-        importance=options.importance,
+        prune={name: getattr(how, name) for name in ("importance", "multiple", "balance")},
         training=msgspec.to_builtins(msgspec.structs.replace(config, data=data, frames=frames)),
         scratch={"optimizer": fresh.optimizer, "learning_rate": fresh.learning_rate},
         sets={name: [pair.name for pair in pairs] for name, pairs in sets.items()},
@@ -160,11 +163,9 @@ def run(options: Pruning) -> int:
     return save(record, options)
 
 
-def _claim(options: Pruning, config: RecoverConfig) -> None:
-    """The work folder belongs to one checkpoint and one way of training; raises InputError for another's."""
-    mine = msgspec.json.encode(
-        [sha256(options.checkpoint), options.importance, msgspec.structs.replace(config, workers=0)]
-    )
+def _claim(options: Pruning, how: PruneConfig, config: RecoverConfig) -> None:
+    """The work folder belongs to one checkpoint, one way to prune and one to train; raises InputError for another's."""
+    mine = msgspec.json.encode([sha256(options.checkpoint), how, msgspec.structs.replace(config, workers=0)])
     path = options.work / "settings.json"
     if not path.exists():
         with writing_file(path) as temporary:

@@ -138,7 +138,8 @@ def pruning_table(record: Record) -> Table:
     small = {row.facts["share"]: row for row in record.rows if row.variant == "recovered"}
     timed = {(row.facts["share"], row.provider): row for row in record.rows if row.median_ms}
     providers = list(dict.fromkeys(provider for _, provider in timed))
-    lines = []
+    whole = [text for provider in providers for text in ("", digits(timed[1.0, provider].median_ms))]
+    lines = [["100%", f"{dense.facts['macs_per_pixel'] / 1e3:.1f}", "", "", "", *whole]]
     for line in record.found["summary"]:
         row = small[line["share"]]
         values = [f"{line['share']:.0%}", f"{row.facts['macs_per_pixel'] / 1e3:.1f}"]

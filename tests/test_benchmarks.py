@@ -78,10 +78,6 @@ def test_bytes_are_those_that_hooks_on_the_convolutions_count(config, script):
 
 def test_the_share_of_the_ceiling_is_operations_over_rate_and_time(script):
     config = PRESETS["hd"]
-
-    def elsewhere(record: Record) -> Record:
-        return msgspec.structs.replace(record, machine={**record.machine, "processor": "Slow"})
-
     ceilings = {"cpu": {"int8_tops": {"rate": 1.0}, "copy_gb_per_s": {"rate": 1000.0}}}
     share = script("limits").share(row("int8", 100.0, size="1280x720"), config, ceilings)
     operations = 2 * config.macs_per_pixel * 1280 * 720

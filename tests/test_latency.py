@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deblur_deploy.evaluation import clock
 from deblur_deploy.evaluation.clock import Lap, own_clock, thread_times
 from deblur_deploy.evaluation.latency import Timing, at_size, median_noise, take_turns
 
@@ -75,6 +77,26 @@ def test_steady_is_what_is_left_without_waiting_and_all_of_it_where_that_is_unkn
     assert timing.steady_noise < 0.06 < timing.noise
     unknown = Timing.of([Lap(lap.ms) for lap in laps])
     assert (unknown.steady_ms, unknown.waited) == (30.0, None)
+
+
+def test_a_thread_that_ends_while_it_is_asked_is_left_out(monkeypatch):
+    whole = thread_times()
+    if whole is None:
+        pytest.skip("this system does not count waiting")
+    gone = iter([FileNotFoundError, ProcessLookupError])
+
+    def vanishing(path, mode):
+        if error := next(gone, None):
+            raise error(path)
+        return open(path, mode)
+
+    monkeypatch.setattr(clock, "open", vanishing, raising=False)
+    with ThreadPoolExecutor(3) as pool:
+        wait = threading.Barrier(4)
+        for _ in range(3):
+            pool.submit(wait.wait)
+        assert thread_times()
+        wait.wait()
 
 
 def test_waiting_behind_others_is_counted_and_subtracted():

@@ -12,6 +12,7 @@ import pytest
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.pipeline.pruning.config import PruneConfig
 from deblur_deploy.training.checkpoint import save_checkpoint
 from tests.small import unet
 
@@ -40,10 +41,12 @@ def test_it_says_what_it_does_and_refuses_what_makes_no_sense(
 def test_networks_of_other_settings_are_not_taken(pruning: ModuleType, tmp_path: Path) -> None:
     save_checkpoint(unet(), tmp_path / "small.safetensors")
     options = pruning.Pruning(checkpoint=tmp_path / "small.safetensors", work=tmp_path / "work", steps=10)
-    pruning._claim(options, options.training())
-    pruning._claim(options, msgspec.structs.replace(options.training(), workers=7))
-    with pytest.raises(InputError, match="networks of another checkpoint or other settings"):
-        pruning._claim(options, msgspec.structs.replace(options.training(), steps=11))
+    how, training = PruneConfig(), options.training()
+    pruning._claim(options, how, training)
+    pruning._claim(options, how, msgspec.structs.replace(training, workers=7))
+    for other in ((how, msgspec.structs.replace(training, steps=11)), (PruneConfig(balance=0.5), training)):
+        with pytest.raises(InputError, match="networks of another checkpoint or other settings"):
+            pruning._claim(options, *other)
 
 
 def test_the_summary_is_against_the_dense_network(pruning: ModuleType) -> None:
@@ -66,6 +69,7 @@ def test_the_summary_is_against_the_dense_network(pruning: ModuleType) -> None:
         }  # fmt: skip
     settings = {"checkpoint": "m", "sets": {"a": [], "b": []}, "training": {"steps": 9, "patches": 2, "side_px": 64}}
     table = pruning.pruning_table(new_record("pruning", settings, rows=rows, found={"summary": summary}))
-    assert table.rows[1] == ["50%", "0.5", "-1.00", "-0.05", "-0.50", "-0.05", "50.0 (2.00x)"]
+    assert table.rows[0] == ["100%", "1.0", "", "", "", "", "100"]
+    assert table.rows[2] == ["50%", "0.5", "-1.00", "-0.05", "-0.50", "-0.05", "50.0 (2.00x)"]
     for text in ("30.00 dB", "mean of a and b", "9 steps of 2 patches of 64 px", "trained on for as long: +0.20 dB"):
         assert text in table.note

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.cli.export import command
-from deblur_deploy.errors import InputError, TrainingError
+from deblur_deploy.errors import InputError, OutputError, TrainingError
 from deblur_deploy.pipeline.pruning import stranger
 from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.pruning.finetune import finetune
@@ -139,23 +139,49 @@ def test_it_is_fitted_to_a_latency(target: int, tmp_path: Path, monkeypatch: pyt
     assert set(asked) == {(64, 32)}
 
 
-@pytest.mark.parametrize("minutes", [None, 0.02])
+def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stranger, "Channels", None)
+    (tmp_path / "file").write_text("kept")
+    words = ["--model", "tests.test_stranger:build", "--divisor", "2", "--prune.macs", "0.5"]
+    with pytest.raises(OutputError, match="is not empty"):
+        command(["--out", str(tmp_path), *words])
+
+
+@pytest.mark.slow
+def test_a_recovery_that_made_it_worse_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worse(net: nn.Module, *_: object) -> nn.Module:
+        return nn.Sequential(copy.deepcopy(net), nn.Hardtanh(0, 0.1))
+
+    monkeypatch.setattr(stranger, "finetune", worse)
+    config = PruneConfig(macs=0.6, importance="magnitude", at="4x4", provider="nowhere", recover=SHORT)
+    record = stranger.prune_stranger(build(), config, tmp_path / "out", divisor=2, force=False)
+    assert record["psnr"]["recovered"] < record["psnr"]["pruned"]
+    assert record["latency"] is None
+    assert [note.split(":")[0] for note in record["notes"] if "weak" not in note] == [
+        "not timed",
+        "recovery only made it worse; what is written is the pruned network as it was before",
+    ]
+    program = torch.export.load(tmp_path / "out" / "module.pt2").module()
+    assert float(program(torch.ones(2, 3, 64, 64)).detach().max()) > 0.5
+
+
+@pytest.mark.parametrize(("steps", "minutes"), [(30, None), (30, 0.02), (0, 0.02)])
 def test_recovery_comes_nearer_to_the_whole_network_and_keeps_its_statistics(
-    minutes: float | None, tmp_path: Path
+    steps: int, minutes: float | None, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
     teacher = nn.Sequential(build(), nn.BatchNorm2d(3))
     student = copy.deepcopy(teacher)
     with torch.no_grad():
         student[0].up.bias += 1  # type: ignore[index, union-attr, operator]
-    kept, steps = copy.deepcopy(student.state_dict()), list[int]()
-    config = msgspec.structs.replace(SHORT, minutes=minutes, teacher=9.0)
-    found = finetune(student, teacher, config, 2, tmp_path, lambda step, _: steps.append(step))
+    kept, seen = copy.deepcopy(student.state_dict()), list[int]()
+    config = msgspec.structs.replace(SHORT, steps=steps, minutes=minutes, teacher=9.0)
+    found = finetune(student, teacher, config, 2, tmp_path, lambda step, _: seen.append(step))
     image = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         off = [float((net.eval()(image) - teacher.eval()(image)).abs().mean()) for net in (student, found)]
     assert off[1] < (0.9 if minutes is None else 1) * off[0]
-    assert minutes or steps == list(range(1, 31))
+    assert minutes or seen == list(range(1, 31))
     for name, value in found.state_dict().items():
         assert torch.equal(student.state_dict()[name], kept[name])
         assert "running" not in name or torch.equal(value, kept[name])
@@ -167,6 +193,12 @@ def test_a_loss_that_is_not_finite_ends_recovery(tmp_path: Path) -> None:
         broken.up.weight[:] = float("nan")  # type: ignore[union-attr, index, operator]
     with pytest.raises(TrainingError, match=r"loss is nan at step 0; lower --prune\.recover\.learning-rate"):
         finetune(broken, build(), SHORT, 2, tmp_path)
+
+
+def test_a_network_that_takes_no_such_patch_ends_recovery(tmp_path: Path) -> None:
+    config = msgspec.structs.replace(SHORT, side_px=24)
+    with pytest.raises(TrainingError, match=r"fails on 24x24 patches in fp32: .*; choose another --prune\.recover"):
+        finetune(nn.Sequential(build(), nn.ReflectionPad2d(30)), build(), config, 2, tmp_path)
 
 
 def test_reach_is_that_of_the_kernels() -> None:
@@ -186,6 +218,7 @@ def test_reach_is_that_of_the_kernels() -> None:
         (["--model", "tests.test_stranger:odd"], "fails in the network's own forward: 'b'"),
         (["--model", "tests.test_stranger:unlucky"], "ValueError: no luck"),
         (["--model", "tests.test_stranger:build", "--divisor", "3"], "--divisor is 3; allowed: 1, 2, 4"),
+        (["--model", "tests.test_stranger:build", "--prune.rounds", "2"], "rounds is 2; allowed for a network of your"),
     ],
 )
 def test_what_is_wrong_is_one_line(words: list[str], said: str, tmp_path: Path) -> None:

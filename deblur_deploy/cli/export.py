@@ -124,8 +124,9 @@ def prune_own(arguments: Arguments, recipe: Recipe, log: Console) -> int:
         "kMAC per pixel": [macs / 1e3 for macs in record["macs_per_pixel"]],
         "parameters": record["parameters"],
         "PSNR, dB": record["psnr"].values(),
-        f"fp32 at {latency['at']} on {latency['provider']}, ms": [latency["dense_ms"], latency["ms"]],
     }
+    if latency:
+        figures[f"fp32 at {latency['at']} on {latency['provider']}, ms"] = [latency["dense_ms"], latency["ms"]]
     for what, values in figures.items():
         log.print(f"{what}: " + " -> ".join(f"{value:.6g}" for value in values))
     for note in record["notes"]:

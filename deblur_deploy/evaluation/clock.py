@@ -5,6 +5,7 @@ A module of its own because a candidate's process imports it, whose memory and s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -53,10 +54,13 @@ def thread_times() -> dict[str, tuple[int, int]] | None:
     """Nanoseconds that each thread of this process has run, and has waited for a core; None but on Linux."""
     found = {}
     try:
-        for thread in os.scandir("/proc/self/task"):
-            with open(f"{thread.path}/schedstat", "rb") as file:
-                ran, waited, _ = file.read().split()
-                found[thread.name] = int(ran), int(waited)
+        with os.scandir("/proc/self/task") as threads:
+            for thread in threads:
+                # One that ended since it was listed has no time of its own any more.
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    with open(f"{thread.path}/schedstat", "rb") as file:
+                        ran, waited, _ = file.read().split()
+                    found[thread.name] = int(ran), int(waited)
     except (OSError, ValueError):
         return None
     return found or None

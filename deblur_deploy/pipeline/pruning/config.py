@@ -41,7 +41,8 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     teacher: float = 1.0
     """Weight of the loss against the unpruned network's image, beside 1 for the truth."""
     features: float = 0.01
-    """Weight of the relative squared error of the decoder's features against the unpruned network's."""
+    """Weight of the relative squared error of the decoder's features against the unpruned network's; a
+    network of your own (--model) has none that are known."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of training."""
     workers: int = 1
@@ -94,17 +95,17 @@ class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     provider: Annotated[str, tyro.conf.arg(prefix_name=False)] = "cpu"
     """Execution provider that target-ms is for."""
     precision: Literal["int8", "fp16", "fp32"] = "int8"
-    """Variant that target-ms is for."""
+    """Variant that target-ms is for; a network of your own (--model) is timed in fp32."""
     importance: Importance = "taylor"
     """Which channels go first: those of the smallest weights, of the least effect on the loss, or of the least effect
     on the layers that read them."""
     multiple: int = 16
     """Widths become multiples of this (of less, in layers narrower than twice of it): what kernels like."""
     balance: float = 0.8
-    """Every layer keeps at least this part of the share of its channels that the fullest layer keeps: 0 lets importance
-    alone decide, 1 narrows all layers alike."""
+    """Every layer keeps about this part of the share of its channels that the fullest keeps (those that never fire
+    go first): 0 lets importance alone decide, 1 narrows all layers alike."""
     rounds: int = 1
-    """Times that the network is pruned and recovers, each time by the same factor."""
+    """Times that the network is pruned and recovers, each time by the same factor; only 1 with --model."""
     recover: RecoverConfig = RecoverConfig()
     """Fine-tuning afterwards."""
 

@@ -39,9 +39,10 @@ def finetune(
     """A fine-tuned copy of ``student``, by the averaged weights, on the CPU and in eval mode.
 
     ``watch`` hears of every step and its loss; videos are unpacked into ``folder``.  Raises TrainingError, nothing
-    being changed, if the loss is not finite.
+    being changed, if the loss is not finite or the network fails on a batch.
     """
-    training = config.training(config.steps)
+    # Where time is given, the number of steps only scales the learning rate's curve.
+    training = config.training(config.steps or RecoverConfig().steps)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loss = parse_loss(training.loss).to(device)
     model, whole = (copy.deepcopy(net).to(device).eval() for net in (student, teacher))
@@ -56,8 +57,15 @@ def finetune(
 
     def restored(net: nn.Module, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            result: Tensor = net(pad_to_multiple(images, divisor))
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                result: Tensor = net(pad_to_multiple(images, divisor))
+        except RuntimeError as error:  # it is somebody else's network
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"recovery: the network fails on {width}x{height} patches in {config.precision}: {reason}; choose "
+                "another --prune.recover.side-px or --prune.recover.precision"
+            ) from None
         return result[..., :height, :width].float()
 
     last = config.steps if config.minutes is None else _NO_END

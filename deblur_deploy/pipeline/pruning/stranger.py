@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import onnx
 import torch
@@ -28,9 +29,10 @@ from torch import Tensor, nn
 
 from deblur_deploy import __version__
 from deblur_deploy.contract import Io, ModelContract
-from deblur_deploy.errors import InputError, VerificationError
+from deblur_deploy.errors import DeblurError, InputError, VerificationError
+from deblur_deploy.evaluation.machine import machine, package_versions
 from deblur_deploy.evaluation.quality import psnr
-from deblur_deploy.files import existing, sha256, writing_folder
+from deblur_deploy.files import existing, refuse_existing, sha256, writing_folder
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, OPSET, assemble
 from deblur_deploy.pipeline.photos import builtin_pairs
 from deblur_deploy.pipeline.pruning.channels import Channels
@@ -89,7 +91,10 @@ def prune_stranger(
     ``divisor``: the sizes that the network takes are multiples of this power of two; the ONNX files pad to it.
     Raises InputError for a network that cannot be pruned or a target that is out of reach.
     """
+    refuse_existing(out, force=force)
     shape = _shape(divisor)
+    if config.rounds > 1:
+        raise InputError(f"rounds is {config.rounds}; allowed for a network of your own: 1")
     side = 64 * -(-divisor // 64)
     example = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     channels = Channels(model, example, probe=True)
@@ -97,24 +102,38 @@ def prune_stranger(
         samples = samples_for(config.recover, Path(unpacked), count=4)
     plan, pairs, notes = Plan(channels, config, samples), builtin_pairs(), list[str]()
 
-    def write(net: nn.Module, widths: Mapping[str, int], folder: Path) -> None:
-        _write(net, example, shape, channels.cost(widths)[0] / side**2, folder)
+    def write(net: nn.Module, widths: Mapping[str, int], folder: Path, *, whole: bool = True) -> None:
+        _write(net, example, shape, channels.cost(widths)[0] / side**2, folder, whole=whole)
 
     def timed(*several: Mapping[str, int]) -> list[float]:
         with TemporaryDirectory(prefix="deblur-fit-") as name:
             folders = [Path(name, str(number)) for number in range(len(several))]
             for widths, folder in zip(several, folders, strict=True):
                 folder.mkdir()
-                write(plan.network(widths), widths, folder)
+                write(plan.network(widths), widths, folder, whole=False)
             files = [folder / "fp32.onnx" for folder in folders]
-            return [timing.median_ms for timing in time_files(files, config, pairs[0].blurred)]
+            took = [timing.median_ms for timing in time_files(files, config, pairs[0].blurred)]
+        on_progress(f"timed at {config.at}, ms: " + ", ".join(f"{ms:.1f}" for ms in took))
+        return took
 
     share = config.macs or config.parameters or 1.0
     if config.target_ms is not None:
         found = fit(plan, config.target_ms, lambda widths: timed(widths)[0], Plan.widths)
         share, notes = found.share, [found.note] if found.note else []
     chosen = plan.widths(share)
-    dense_ms, ms = timed({}, chosen)
+    latency = None
+    try:
+        dense_ms, ms = timed({}, chosen)
+        latency = {"dense_ms": dense_ms, "ms": ms, "provider": config.provider, "at": config.at}
+        if config.target_ms is not None and ms > config.target_ms:
+            notes.append(
+                f"timed again, the network takes {ms:.1f} ms and not {config.target_ms:g}: this machine is not steady, "
+                "or is busy; ask for less"
+            )
+    except DeblurError as error:
+        if config.target_ms is not None:
+            raise
+        notes.append(f"not timed: {error}")
     nets = {"dense": model, "pruned": plan.network(chosen)}
     recover = config.recover
     if chosen and (recover.steps or recover.minutes):
@@ -126,14 +145,21 @@ def prune_stranger(
 
         with TemporaryDirectory(prefix="deblur-prune-") as unpacked:
             nets["recovered"] = finetune(nets["pruned"], model, recover, divisor, Path(unpacked), watch)
-    small = list(nets.values())[-1]
+    quality = {
+        name: sum(psnr(_restored(net, pair.blurred, divisor), pair.sharp) for pair in pairs) / len(pairs)
+        for name, net in nets.items()
+    }
+    best = max(list(nets)[1:], key=quality.__getitem__)
+    if best != list(nets)[-1]:
+        notes.append("recovery only made it worse; what is written is the pruned network as it was before")
+    small = nets[best]
     with writing_folder(out, force=force) as folder:
         write(small, chosen, folder)
         _check(folder / "fp32.onnx", small, pairs[0].blurred, divisor)
         record = {
             "macs_per_pixel": [channels.cost(widths)[0] / side**2 for widths in ({}, chosen)],
             "parameters": [parameter_count(model), parameter_count(small)],
-            "latency": {"dense_ms": dense_ms, "ms": ms, "provider": config.provider, "at": config.at},
+            "latency": latency,
             "widths": {
                 part.layer: [channels.costs[part.layer].outputs, chosen.get(name, group.width)]
                 for name, group in channels.groups.items()
@@ -141,11 +167,11 @@ def prune_stranger(
                 if part.of_outputs
             },
             "left": channels.left,
-            "psnr": {
-                name: sum(psnr(_restored(net, pair.blurred, divisor), pair.sharp) for pair in pairs) / len(pairs)
-                for name, net in nets.items()
-            },
+            "psnr": quality,
             "notes": notes,
+            "config": msgspec.to_builtins(config),
+            "machine": machine(),
+            "versions": package_versions(),
         }
         (folder / "pruning.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
@@ -155,8 +181,10 @@ _TOLD = 50
 """Steps of recovery between two lines about it."""
 
 
-def _write(net: nn.Module, example: Tensor, shape: UNetConfig, macs_per_pixel: float, folder: Path) -> None:
-    """``net`` as an exported program and as ONNX; raises InputError if torch cannot."""
+def _write(
+    net: nn.Module, example: Tensor, shape: UNetConfig, macs_per_pixel: float, folder: Path, *, whole: bool
+) -> None:
+    """``net`` as an exported program and as ONNX, or only what is timed of it; raises InputError if torch cannot."""
     divisor, side_dim = shape.size_divisor, torch.export.Dim
     sizes = {0: side_dim("batch"), 2: divisor * side_dim("h"), 3: divisor * side_dim("w")}
     try:
@@ -164,9 +192,10 @@ def _write(net: nn.Module, example: Tensor, shape: UNetConfig, macs_per_pixel: f
     except Exception as error:  # torch.export names what it cannot follow in many kinds of errors
         raise InputError(f"torch cannot export the network: {' '.join(str(error).split())[:200]}") from None
     torch.export.save(program, folder / "module.pt2")
-    body, parent, radius = _body(program), sha256(folder / "module.pt2"), reach(net, divisor)
+    body, parent = _body(program), sha256(folder / "module.pt2")
+    radius = reach(net, divisor) if whole else _EVERYTHING
     ios: tuple[tuple[str, Io], ...] = (("fp32", "uint8"), ("float", "float32"))
-    for name, io in ios:
+    for name, io in ios if whole else ios[:1]:
         graph = assemble(body, shape, layout="planes", io=io)
         contract = ModelContract(
             io=io,
@@ -179,6 +208,10 @@ def _write(net: nn.Module, example: Tensor, shape: UNetConfig, macs_per_pixel: f
         )
         onnx.helper.set_model_props(graph, contract.to_metadata())
         onnx.save(graph, folder / f"{name}.onnx")
+
+
+_EVERYTHING = 1 << 20
+"""Radius in pixels that no image exceeds."""
 
 
 def reach(model: nn.Module, divisor: int) -> int:
@@ -198,7 +231,7 @@ def reach(model: nn.Module, divisor: int) -> int:
         radius = int(max(middle + divisor - 1 - places.min(), places.max() - middle))
         if radius < middle - divisor:
             return radius
-    return 1 << 20
+    return _EVERYTHING
 
 
 def _shape(divisor: int) -> UNetConfig:
