@@ -20,11 +20,13 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
+from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE, CORRECTION
 from deblur_deploy.pipeline.int8.calibrate import redirected, to_blocks
 from deblur_deploy.runtime.media import Image
 
 _BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}
+_SIGNED_BYTES = _BYTES | {"zero_point": np.array(128, dtype=np.uint8)}
+"""Steps of one level: added to an image and rounded, such a correction gives what an exact one would have given."""
 
 _ZERO = np.array(0, dtype=np.int8)
 
@@ -49,19 +51,22 @@ def quantize_body(
     steps: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     in_float: Collection[str] = (),
     only: str | None = None,
+    residual: bool = True,
 ) -> ModelProto:
     """``body`` (fp32) with Q/DQ pairs around its ``op_types``, activations in ``ranges``, weights in ``steps``.
 
     ``steps``: of each output, by the name of the weights; those that are not there span 127 steps.
     The convolutions in ``in_float`` (names of :func:`layers`) stay as they are, with what lies between them; ``only``
-    quantizes one, with the ReLU behind it, and nothing else.
+    quantizes one, with the ReLU behind it, and nothing else.  ``residual``: whether the body gives what is to be added
+    to the image, and not the image.
     """
     nodes = layers(body)
     chosen = []
     if only is not None:
         node = next(node for node in body.graph.node if node.name == nodes[only])
         chosen = [node.name, *(n.name for n in body.graph.node if n.op_type == "Relu" and n.input[0] in node.output)]
-    overrides = {BLOCKS: [{"quant_type": QuantType.QUInt8, **_BYTES}]}
+    ends = {BLOCKS: _BYTES, CORRECTION: _SIGNED_BYTES if residual else _BYTES}
+    overrides = {name: [{"quant_type": QuantType.QUInt8, **of}] for name, of in ends.items()}
     for name, step in steps.items():
         overrides[name] = [{"axis": 0, "quant_type": QuantType.QInt8, "scale": of, "zero_point": _ZERO} for of in step]
     quantizer = QDQQuantizer(

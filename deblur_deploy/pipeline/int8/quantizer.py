@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto
-from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization import CalibrationMethod
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.config import Int8Config, Layout, Rounding, Statistic
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.calibrate import cut_tiles, find_ranges, ranges_of_each, spanning
+from deblur_deploy.pipeline.int8.concat import joined, tied
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
 from deblur_deploy.pipeline.int8.probe import int8_ops
 from deblur_deploy.pipeline.int8.quantize import layer_name, quantize_body, quantize_with_nncf
 from deblur_deploy.pipeline.int8.rounding import Weights, input_moments, rounded_weights, with_weights
-from deblur_deploy.pipeline.int8.search import joined, shares_by_result
+from deblur_deploy.pipeline.int8.tuning import Tuned, tuned, with_biases
 from deblur_deploy.runtime.media import Image
 
 NNCF = "nncf"
+_HELD = 0.7
+"""Share of the tiles whose values a range holds before it is tuned."""
 
 
 class Quantizer:
@@ -32,7 +38,7 @@ class Quantizer:
         self._ops = cache(self._probe)
         self.plain = cache(self._plain)
         """The equalized body in fp32, which is what is quantized."""
-        self._shares = cache(self._searched)
+        self._tuned = cache(self._tune)
         self._channels = cache(lambda: channel_ranges(exporter.unet, tiles))
         self._each = cache(lambda layout: ranges_of_each(self.plain(layout), tiles, self.stem, self._int8_ops(layout)))
         self._moments = cache(lambda: input_moments(self.plain("rows"), tiles, self.stem))
@@ -57,19 +63,24 @@ class Quantizer:
 
     def held(self) -> tuple[float, float]:
         """Least and largest share of the tiles that a range holds, by the method ``result``."""
-        shares = self._shares().values()
-        return min(shares), max(shares)
+        ranges, each = self._ranges("result", "planes"), self._each("planes")
+        shares = [np.mean([_within(of[name], ranges[name]) for of in each]) for name in self._tuned().ranges]
+        return float(min(shares)), float(max(shares))
 
-    def _searched(self) -> dict[str, float]:
-        body, each = self.plain("rows"), self._each("rows")
-        residual, ops = self.exporter.unet.config.residual, self._int8_ops("rows")
-        return shares_by_result(body, self._on_grid("rows"), each, self.tiles, self.stem, ops, residual=residual)
+    def _tune(self) -> Tuned:
+        body, weights = self.plain("planes"), self._on_grid("planes")
+        quantized = self._quantized(self._spanning("planes"), "planes", weights, {})
+        residual = self.exporter.unet.config.residual
+        return tuned(body, quantized, self.tiles, self.stem, tied(body), residual=residual)
+
+    def _spanning(self, layout: Layout) -> TensorsData:
+        return joined(self.plain(layout), spanning(self._each(layout), _HELD))
 
     def _found(self, method: str, layout: Layout) -> TensorsData:
         if method == "result":
             # Both layouts call the same activations the same, and take the others from those by joining.
-            shares = {name: self._shares().get(name, 0.5) for name in self._each(layout)[0]}
-            return joined(self.plain(layout), spanning(self._each(layout), shares))
+            spans = {name: of.range_value for name, of in self._spanning(layout).items()} | self._tuned().ranges
+            return joined(self.plain(layout), TensorsData(CalibrationMethod.MinMax, spans))
         return find_ranges(self.plain(layout), self.tiles, self.stem, self._int8_ops(layout), cast("Statistic", method))
 
     def body(self, method: str, layout: Layout, in_float: Sequence[str] = (), only: str | None = None) -> ModelProto:
@@ -84,8 +95,36 @@ class Quantizer:
             for name, weights in self._on_grid(layout).items()
             if layer_name(name) not in in_float and only in (None, layer_name(name))
         }
-        ops, steps = self._int8_ops(layout), {name: weights.step for name, weights in chosen.items()}
-        return quantize_body(with_weights(body, chosen), ranges, ops, steps=steps, in_float=in_float, only=only)
+        # One layer alone has no errors of others to make up for.
+        biases = self._tuned().biases if method == "result" and only is None else {}
+        return self._quantized(ranges, layout, chosen, biases, in_float=in_float, only=only)
+
+    def _quantized(
+        self,
+        ranges: TensorsData,
+        layout: Layout,
+        weights: Weights,
+        biases: Mapping[str, NDArray[np.float32]],
+        *,
+        in_float: Sequence[str] = (),
+        only: str | None = None,
+    ) -> ModelProto:
+        return quantize_body(
+            with_biases(with_weights(self.plain(layout), weights), biases, layout),
+            ranges,
+            self._int8_ops(layout),
+            steps={name: of.step for name, of in weights.items()},
+            in_float=in_float,
+            only=only,
+            residual=self.exporter.unet.config.residual,
+        )
+
+
+def _within(inner: TensorData, outer: TensorData) -> bool:
+    (low, high), (least, most) = (np.ravel(of.range_value) for of in (inner, outer))
+    # Half a step further still rounds to a value that exists.
+    slack = (most - least) / 510
+    return bool(least - slack <= low and high <= most + slack)
 
 
 def plain_int8(exporter: Exporter, photos: Sequence[Image], how: Int8Config, layout: Layout) -> Artifact:

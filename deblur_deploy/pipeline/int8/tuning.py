@@ -1,0 +1,198 @@
+"""Ranges and biases tuned together by what they do to the result, on the calibration tiles.
+
+A few photographs drive an activation ten times further than most do.  A range that holds them leaves coarse levels to
+all others, and one that does not ruins them; and what one layer rounds away another's bias may make up for.  Which is
+better depends on what the network makes of it, so all ranges and biases follow the gradient of the result's error, with
+fp32 as the only teacher.  Weights stay as they are rounded: they are too many for a few dozen tiles.
+
+Source: Esser et al., Learned Step Size Quantization (2020); biases as in Nagel et al. (2019), here by gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from torch import Tensor
+
+from deblur_deploy.pipeline.config import Layout
+from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
+from deblur_deploy.pipeline.int8.calibrate import run_body
+from deblur_deploy.pipeline.int8.quantize import layer_name
+from deblur_deploy.runtime.media import Image
+
+_STEPS, _PASSES, _TILES = 150, 20, 4
+"""How often everything is moved at most, how often each tile is looked at, at most, and how many at once."""
+_SCALE_RATE, _BIAS_RATE = 0.03, 1e-3
+"""Highest learning rates of Adam, of the logarithm of a scale and of the biases of equalized channels."""
+_LEVEL = 1 / 255
+_MOST = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What tuning changed."""
+
+    ranges: dict[str, tuple[np.float32, np.float32]]
+    """By activation."""
+    biases: dict[str, NDArray[np.float32]]
+    """By layer: (outputs,), in the order of the layout ``planes``."""
+
+
+def tuned(
+    body: ModelProto,
+    quantized: ModelProto,
+    tiles: Sequence[Image],
+    stem: int,
+    tied: Mapping[str, str],
+    *,
+    residual: bool,
+) -> Tuned:
+    """The ranges and biases with which ``quantized`` (QDQ, in planes) comes near to ``body`` (fp32) on ``tiles``.
+
+    The error of a tile is a share of what the network does to it, or of a level where it does nothing, and its root
+    counts: otherwise a few tiles that no range can hold would decide for all.  ``tied``: activations that keep the
+    range of another; ``residual``: whether the body gives what is to be added to the image, and not the image.
+    """
+    seen = list(run_body(body, tiles, stem, {CORRECTION}))
+    blocks, exact = (torch.from_numpy(np.concatenate([of[name] for of in seen])) for name in (BLOCKS, CORRECTION))
+    energies = (exact if residual else exact - blocks).square().mean((1, 2, 3)) + _LEVEL**2
+    network = _FakeQuantized(quantized, tied)
+    groups = [
+        {"params": list(network.scales.values()), "lr": _SCALE_RATE},
+        {"params": list(network.biases.values()), "lr": _BIAS_RATE},
+    ]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99))
+    generator = torch.Generator().manual_seed(0)
+    passes = [torch.randperm(len(tiles), generator=generator) for _ in range(_PASSES)]
+    batches = torch.split(torch.cat(passes), _TILES)[:_STEPS]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
+    for chosen in batches:
+        with torch.enable_grad():
+            noise = (network(blocks[chosen]) - exact[chosen]).square().mean((1, 2, 3))
+            loss = (noise / energies[chosen] + 1e-9).sqrt().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return network.found()
+
+
+class _FakeQuantized:
+    """A quantized body in torch, with a gradient: everything is rounded, but stays float."""
+
+    def __init__(self, quantized: ModelProto, tied: Mapping[str, str]) -> None:
+        self.tied, graph = tied, quantized.graph
+        constants = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+        self.constants = {name: torch.from_numpy(np.array(of)) for name, of in constants.items()}
+        self.nodes = []
+        for node in graph.node:
+            if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
+                self.nodes.append(node)
+                continue
+            # Weights and biases: their zero points are zero, and their steps lie along the outputs.
+            values, step = (self.constants[name] for name in node.input[:2])
+            self.constants[node.output[0]] = values * step.reshape(-1, *[1] * (values.ndim - 1))
+        self.scales: dict[str, Tensor] = {}
+        self.zeros: dict[str, int] = {}
+        self.biases: dict[str, Tensor] = {}
+        for node in self.nodes:
+            if node.op_type == "QuantizeLinear":
+                self.zeros[_activation(node)] = int(constants[node.input[2]])
+                if (name := self._key(node)) not in (BLOCKS, CORRECTION):  # whose steps are levels
+                    self.scales.setdefault(name, torch.tensor(math.log(constants[f"{name}_scale"])).requires_grad_())
+            if node.op_type == "Conv" and len(node.input) > 2:
+                self.biases[layer_name(node.input[1])] = self.constants[node.input[2]].clone().requires_grad_()
+
+    def _key(self, node: Any) -> str:
+        name = _activation(node)
+        return self.tied.get(name, name)
+
+    def __call__(self, blocks: Tensor) -> Tensor:
+        values = {BLOCKS: blocks}
+        for node in self.nodes:
+            if node.input[0] in values:
+                values[node.output[0]] = self._run(node, [values[name] for name in node.input if name in values])
+        return values[CORRECTION]
+
+    def _run(self, node: Any, inputs: list[Tensor]) -> Tensor:
+        x = inputs[0]
+        match node.op_type:
+            case "QuantizeLinear":
+                zero, step = self.zeros[_activation(node)], self.constants[node.input[1]]
+                if (name := self._key(node)) == CORRECTION:
+                    # Rounded to levels, as an image would be anyway, and so would fp32's.
+                    return x.clamp(-zero * step, (_MOST - zero) * step)
+                if name in self.scales:
+                    step = self.scales[name].exp()
+                return _Rounded.apply(x, step, zero)  # type: ignore[no-untyped-call]
+            case "DequantizeLinear":
+                return x
+            case "Conv":
+                weight = self.constants[node.input[1]]
+                return F.conv2d(x, weight, self.biases.get(layer_name(node.input[1])), padding=weight.shape[-1] // 2)
+            case "Relu":
+                return x.relu()
+            case "MaxPool":
+                return F.max_pool2d(x, 2)
+            case "Concat":
+                return torch.cat(inputs, dim=1)
+            case "DepthToSpace":
+                return F.pixel_shuffle(x, 2)
+        raise NotImplementedError(node.op_type)
+
+    def found(self) -> Tuned:
+        """What the parameters are by now."""
+        ranges = {}
+        for name, zero in self.zeros.items():
+            if (scale := self.scales.get(self.tied.get(name, name))) is not None:
+                step = math.exp(scale.item())
+                ranges[name] = np.float32(-zero * step), np.float32((_MOST - zero) * step)
+        return Tuned(ranges=ranges, biases={layer: of.detach().numpy() for layer, of in self.biases.items()})
+
+
+def _activation(node: Any) -> str:
+    """What the scale of a QuantizeLinear was found for; max-pooling and the like share that of what they read."""
+    return str(node.input[1]).removesuffix("_scale")
+
+
+class _Rounded(torch.autograd.Function):
+    """Values as uint8 would hold them: (x, step, zero point) to x; the gradient of rounding itself is 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, zero: int) -> Tensor:
+        ctx.save_for_backward(x, step)
+        ctx.zero = zero
+        return (x / step).round_().clamp_(-zero, _MOST - zero).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,), (x, step) = gradients, ctx.saved_tensors
+        steps = x / step
+        whole = steps.round().clamp_(-ctx.zero, _MOST - ctx.zero)
+        # Outside of the range, where nothing of x is left, the end of the range moves with the step.
+        inside = (steps - whole).abs() <= 0.5
+        towards = torch.where(inside, whole - steps, whole)
+        return gradient * inside, (gradient * towards).sum(), None
+
+
+def with_biases(body: ModelProto, biases: Mapping[str, NDArray[np.float32]], layout: Layout) -> ModelProto:
+    """``body`` with other biases, given in the order of ``planes``."""
+    result = ModelProto()
+    result.CopyFrom(body)
+    for value in result.graph.initializer:
+        layer = value.name.removesuffix(".bias")
+        if layer != value.name and layer in biases:
+            bias = biases[layer]
+            if layout == "rows" and layer.startswith("up."):
+                # What upsamples gives four pixels: channel by channel in planes, pixel by pixel in rows.
+                bias = bias.reshape(-1, 4).T.ravel()
+            value.CopyFrom(numpy_helper.from_array(bias, value.name))
+    return result

@@ -1,0 +1,93 @@
+"""Tuned ranges and biases bring int8 nearer to fp32 than any share of the tiles, in either layout."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from onnxruntime.quantization import CalibrationMethod
+from onnxruntime.quantization.calibrate import TensorsData
+
+from deblur_deploy.pipeline.graph import CORRECTION, export_body
+from deblur_deploy.pipeline.int8.calibrate import ranges_of_each, run_body, spanning, to_blocks
+from deblur_deploy.pipeline.int8.concat import joined, tied
+from deblur_deploy.pipeline.int8.quantize import quantize_body
+from deblur_deploy.pipeline.int8.tuning import _FakeQuantized, _Rounded, tuned, with_biases
+from tests.photos import photo
+from tests.small import CONFIGS, unet
+
+OPS = ["Conv", "Relu", "Concat", "Transpose", "Reshape", "MaxPool", "DepthToSpace"]
+TILES = [photo(seed, 64, 64) // (1 if seed % 8 == 7 else 8) for seed in range(24)]
+
+
+def results(model, stem):
+    """In levels, as an image has them."""
+    each = [seen[CORRECTION] for seen in run_body(model, TILES, stem, {CORRECTION})]
+    return np.rint(np.concatenate(each) * 255) / 255
+
+
+def quantized(plain, ranges, residual):
+    return quantize_body(plain, joined(plain, ranges), OPS, residual=residual)
+
+
+@cache
+def body(name, layout):
+    """Of a network that changes an image by many levels."""
+    model = unet(name)
+    if CONFIGS[name].residual:
+        model.head.weight.data *= 20
+    else:
+        model.head.bias.data += 0.5
+    return export_body(model, layout)
+
+
+@pytest.mark.parametrize("name", ["stem4", "classic"])
+def test_no_share_of_the_tiles_comes_as_near_to_fp32(name):
+    config = CONFIGS[name]
+    plain, stem, residual = body(name, "planes"), config.stem, config.residual
+    exact = results(plain, stem)
+    blocks = np.concatenate([to_blocks(tile, stem) for tile in TILES])
+    energy = np.square(exact if residual else exact - blocks).mean((1, 2, 3)) + 255.0**-2
+
+    def error(model):
+        return np.sqrt(np.square(results(model, stem) - exact).mean((1, 2, 3)) / energy).mean()
+
+    each = ranges_of_each(plain, TILES, stem, OPS)
+    errors = [error(quantized(plain, spanning(each, share), residual)) for share in np.linspace(0.2, 1, 5)]
+    start = quantized(plain, spanning(each, 0.7), residual)
+    found = tuned(plain, start, TILES, stem, tied(plain), residual=residual)
+    spans = {name: of.range_value for name, of in spanning(each, 0.7).items()} | found.ranges
+    assert set(found.ranges) >= {"relu", "cat"}
+    assert CORRECTION not in found.ranges
+    ranges = TensorsData(CalibrationMethod.MinMax, spans)
+    best = error(quantized(with_biases(plain, found.biases, "planes"), ranges, residual))
+    assert best < 0.97 * min(errors)
+    # The other layout has other operations, and the same arithmetic.
+    rows = body(name, "rows")
+    spans = {name: of.range_value for name, of in spanning(ranges_of_each(rows, TILES, stem, OPS), 0.7).items()}
+    ranges = TensorsData(CalibrationMethod.MinMax, spans | found.ranges)
+    assert error(quantized(with_biases(rows, found.biases, "rows"), ranges, residual)) == pytest.approx(best, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["stem4", "classic"])
+def test_the_fake_is_what_the_runtime_computes(name):
+    config = CONFIGS[name]
+    plain = body(name, "planes")
+    ranges = spanning(ranges_of_each(plain, TILES, config.stem, OPS), 0.9)
+    real = quantized(plain, ranges, config.residual)
+    blocks = torch.from_numpy(np.concatenate([to_blocks(tile, config.stem) for tile in TILES]))
+    with torch.no_grad():
+        fake = _FakeQuantized(real, tied(plain))(blocks).numpy()
+    steps = (fake - results(real, config.stem)) * 255
+    # The runtime rounds biases too, so that now and then a value falls to the other side.
+    assert np.mean(np.abs(steps) > 0.5) < 0.05
+    assert np.abs(steps).max() < 3.5
+
+
+def test_a_range_that_cuts_values_off_is_told_to_widen():
+    x, step = torch.tensor([-3.0, 0.3, 0.6, 700.0], requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    y = _Rounded.apply(x, step, 2)
+    assert y.tolist() == [-2, 0, 1, 253]
+    y.sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 0]
+    assert step.grad.item() == pytest.approx(-2 + (0 - 0.3) + (1 - 0.6) + 253)
