@@ -106,13 +106,12 @@ class _FakeQuantized:
         for node in self.nodes:
             if node.op_type == "QuantizeLinear":
                 self.zeros[_activation(node)] = int(constants[node.input[2]])
-                if (name := self._key(node)) not in (BLOCKS, CORRECTION):  # whose steps are levels
+                if (name := self._key(_activation(node))) not in (BLOCKS, CORRECTION):  # whose steps are levels
                     self.scales.setdefault(name, torch.tensor(math.log(constants[f"{name}_scale"])).requires_grad_())
             if node.op_type == "Conv" and len(node.input) > 2:
                 self.biases[layer_name(node.input[1])] = self.constants[node.input[2]].clone().requires_grad_()
 
-    def _key(self, node: Any) -> str:
-        name = _activation(node)
+    def _key(self, name: str) -> str:
         return self.tied.get(name, name)
 
     def __call__(self, blocks: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ class _FakeQuantized:
         match node.op_type:
             case "QuantizeLinear":
                 zero, step = self.zeros[_activation(node)], self.constants[node.input[1]]
-                if (name := self._key(node)) == CORRECTION:
+                if (name := self._key(_activation(node))) == CORRECTION:
                     # Rounded to levels, as an image would be anyway, and so would fp32's.
                     return x.clamp(-zero * step, (_MOST - zero) * step)
                 if name in self.scales:
@@ -152,7 +151,7 @@ class _FakeQuantized:
         """What the parameters are by now."""
         ranges = {}
         for name, zero in self.zeros.items():
-            if (scale := self.scales.get(self.tied.get(name, name))) is not None:
+            if (scale := self.scales.get(self._key(name))) is not None:
                 step = math.exp(scale.item())
                 ranges[name] = np.float32(-zero * step), np.float32((_MOST - zero) * step)
         return Tuned(ranges=ranges, biases={layer: of.detach().numpy() for layer, of in self.biases.items()})

@@ -137,6 +137,13 @@ class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         )
         return msgspec.structs.replace(self, recover=msgspec.structs.replace(self.recover, data=data, frames=frames))
 
+    def missed(self, ms: float) -> list[str]:
+        """What there is to say if the chosen network, timed once more, takes ``ms``."""
+        if self.target_ms is None or ms <= self.target_ms:
+            return []
+        said = f"timed again, the network takes {ms:.1f} ms and not {self.target_ms:g}: this machine is not steady"
+        return [f"{said}, or is busy; ask for less"]
+
     def size(self) -> tuple[int, int]:
         """(width, height) of ``at``."""
         width, _, height = self.at.partition("x")

@@ -64,11 +64,7 @@ class Shrinking:
                 done = self._recover(current, number)
                 current, record["recovery"] = done.folder / PRUNED, done.record
         compared, latency = self._compare(pruned, current).record, self._latency(current).record
-        if config.target_ms is not None and latency["ms"] > config.target_ms:
-            notes.append(
-                f"timed again, the network takes {latency['ms']:.1f} ms and not {config.target_ms:g}: "
-                "this machine is not steady, or is busy; ask for less"
-            )
+        notes += config.missed(latency["ms"])
         for note in notes:
             self.stages.on_progress(f"note: {note}")
         return current, {**record, **compared, "latency": latency, "notes": notes}

@@ -125,11 +125,7 @@ def prune_stranger(
     try:
         dense_ms, ms = timed({}, chosen)
         latency = {"dense_ms": dense_ms, "ms": ms, "provider": config.provider, "at": config.at}
-        if config.target_ms is not None and ms > config.target_ms:
-            notes.append(
-                f"timed again, the network takes {ms:.1f} ms and not {config.target_ms:g}: this machine is not steady, "
-                "or is busy; ask for less"
-            )
+        notes += config.missed(ms)
     except DeblurError as error:
         if config.target_ms is not None:
             raise
