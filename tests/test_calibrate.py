@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from deblur_deploy.errors import InputError
 from deblur_deploy.pipeline.int8.calibrate import (
     clipped_shares,
+    cut_smaller,
     cut_tiles,
     find_ranges,
     kinds_of,
@@ -38,6 +39,15 @@ def test_tiles_fit_the_network(height, width):
     assert {tile.shape for tile in tiles.images} == {(tiles.side_px, tiles.side_px, 3)}
     assert tiles.side_px == min(96, min(height, width) // 16 * 16)
     assert (tiles.photos, tiles.left_out) == ({"only": 3}, [])
+
+
+@pytest.mark.parametrize(("radius", "divisor", "side"), [(9, 2, 32), (4, 2, 32), (2, 2, 16), (0, 8, 8), (3, 32, 32)])
+def test_smaller_tiles_are_all_of_the_tiles_and_still_show_what_the_network_sees(radius, divisor, side):
+    tiles = [photo(seed, 32, 32) for seed in range(2)]
+    smaller = cut_smaller(tiles, radius, divisor)
+    assert {tile.shape for tile in smaller} == {(side, side, 3)}
+    np.testing.assert_array_equal(np.sort(np.ravel(smaller)), np.sort(np.ravel(tiles)))
+    np.testing.assert_array_equal(smaller[0], tiles[0][:side, :side])
 
 
 def test_photographs_smaller_than_a_tile_are_left_out_and_named():

@@ -39,7 +39,7 @@ class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Try only this method; others until one keeps the budget; or measure all and keep the best."""
     nncf: bool = False
     """Let NNCF's quantizer, if it is installed, compete too."""
-    tiles: int = 64
+    tiles: int = 128
     """Calibration tiles, spread over the photographs."""
     tile_px: int = 256
     """Height and width of a tile; less where the photographs allow no more."""

@@ -49,6 +49,7 @@ _WIDE = msgspec.structs.replace(
     gaussian_sigma_px=(0.4, 3.2),
 )
 """For calibration: ranges must hold for blur of every strength."""
+_CROPS = 128
 
 
 def builtin_pairs() -> list[Pair]:
@@ -73,12 +74,12 @@ def pairs_from(folder: Path | None) -> list[Pair]:
 
 
 def calibration_from(folder: Path | None, count: int) -> dict[str, Image]:
-    """At most ``count`` photographs of ``folder``, spread evenly over it, or 64 crops of the built-in ones, by name.
+    """At most ``count`` photographs of ``folder``, spread evenly over it, or crops of the built-in ones, by name.
 
     Raises InputError if the folder holds none.
     """
     if folder is None:
-        return {pair.name: pair.blurred for pair in map(_crop, range(64))}
+        return {pair.name: pair.blurred for pair in map(_crop, range(_CROPS))}
     paths = list_images(folder)
     if not paths:
         raise InputError(f"{folder} holds no images to calibrate with; blurred photographs as in use are needed")

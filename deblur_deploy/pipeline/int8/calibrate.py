@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+from skimage.util import view_as_blocks
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.pipeline.config import Statistic
@@ -109,6 +110,14 @@ def cut_tiles(photos: Mapping[str, Image], divisor: int, count: int, side_px: in
         left_out=[name for name in photos if shorter[name] < side],
         side_px=side,
     )
+
+
+def cut_smaller(tiles: Sequence[Image], radius_px: int, divisor: int) -> list[Image]:
+    """``tiles`` in quarters, and those again, for as long as a network that sees ``radius_px`` far loses little by it."""
+    side = len(tiles[0])
+    while side % (2 * divisor) == 0 and side // 2 >= 8 * radius_px:
+        side //= 2
+    return [part for tile in tiles for part in view_as_blocks(tile, (side, side, 3)).reshape(-1, side, side, 3)]
 
 
 def to_blocks(image: Image, stem: int) -> NDArray[np.float32]:

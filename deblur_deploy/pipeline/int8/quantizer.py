@@ -15,7 +15,7 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.config import Int8Config, Layout, Rounding, Statistic
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.int8.calibrate import cut_tiles, find_ranges, ranges_of_each, spanning
+from deblur_deploy.pipeline.int8.calibrate import cut_smaller, cut_tiles, find_ranges, ranges_of_each, spanning
 from deblur_deploy.pipeline.int8.concat import joined, tied
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
 from deblur_deploy.pipeline.int8.probe import int8_ops
@@ -70,8 +70,9 @@ class Quantizer:
     def _tune(self) -> Tuned:
         body, weights = self.plain("planes"), self._on_grid("planes")
         quantized = self._quantized(self._spanning("planes"), "planes", weights, {})
-        residual = self.exporter.unet.config.residual
-        return tuned(body, quantized, self.tiles, self.stem, tied(body), residual=residual)
+        config = self.exporter.unet.config
+        tiles = cut_smaller(self.tiles, config.receptive_radius_px, config.size_divisor)
+        return tuned(body, quantized, tiles, self.stem, tied(body), residual=config.residual)
 
     def _spanning(self, layout: Layout) -> TensorsData:
         return joined(self.plain(layout), spanning(self._each(layout), _HELD))
