@@ -66,7 +66,9 @@ def test_the_first_method_within_the_budget_is_taken_with_everything_that_was_fo
     assert json.loads(json.dumps(found.row()))["audit"]["tiles"] == 3
 
 
-def test_layers_go_back_to_float_until_the_budget_is_kept(exporter, fp32, pairs, generous):
+def test_layers_go_back_to_float_until_the_budget_is_kept(exporter, fp32, pairs, generous, monkeypatch):
+    # Times of microseconds are noise on a busy machine, and so would be the order of the layers.
+    monkeypatch.setattr("deblur_deploy.pipeline.int8.sensitivity.kernels_of", lambda _: {})
     lost = generous[1].chosen.drop_db
     how = replace_struct(HOW, max_drop_db=lost - 2, min_macs=0.05)
     artifacts, found = quantize(exporter, fp32, PHOTOS, pairs, how)
