@@ -113,7 +113,7 @@ def cut_tiles(photos: Mapping[str, Image], divisor: int, count: int, side_px: in
 
 
 def cut_smaller(tiles: Sequence[Image], radius_px: int, divisor: int) -> list[Image]:
-    """``tiles`` in quarters, and those again, for as long as a network that sees ``radius_px`` far loses little by it."""
+    """``tiles`` in quarters, and those again, while a network that sees ``radius_px`` far loses little by it."""
     side = len(tiles[0])
     while side % (2 * divisor) == 0 and side // 2 >= 8 * radius_px:
         side //= 2
