@@ -140,11 +140,16 @@ def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
     for name in OTHERS:
         if name in records and "tables" in records[name].found:
             main += map(_markdown_table, other_tables(records[name])[:1])
-            main += [conditions(records[name])] if records[name].machine != records["latency"].machine else []
+            main += [conditions(records[name])] if _elsewhere(records[name], records["latency"]) else []
     where = folder.resolve().relative_to(readme.resolve().parent).as_posix()
     main.append("\n".join(f"![{FIGURES[name][0]}]({where}/{name}.svg)" for name in figures(records)))
     parts[1:1] = main
     return "\n\n".join(part for part in parts if part)
+
+
+def _elsewhere(record: Record, main: Record) -> bool:
+    """Whether ``record`` is of another machine, or of another state of the shipped files, than ``main``."""
+    return record.machine != main.machine or record.settings.get("files") != main.settings.get("files")
 
 
 def conditions(record: Record) -> str:
