@@ -12,7 +12,7 @@ import pytest
 from deblur_deploy.errors import InputError, VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.config import Int8Config, Method
-from deblur_deploy.pipeline.int8.budget import Trial, fastest, quantize
+from deblur_deploy.pipeline.int8.budget import Trial, _return_layers, fastest, quantize
 from deblur_deploy.pipeline.int8.coverage import int8_share
 from deblur_deploy.pipeline.int8.quantize import layers
 from deblur_deploy.pipeline.int8.quantizer import NNCF
@@ -156,3 +156,16 @@ def test_pairs_smaller_than_the_network_works_on_still_count(exporter, fp32):
     little = Pair(name="little", blurred=photo(3, 12, 50), sharp=photo(3, 12, 50))
     _, found = quantize(exporter, fp32, PHOTOS, [little], replace_struct(HOW, sensitivity_crops=0))
     assert np.isfinite(found.chosen.drop_db)
+
+
+def test_a_layer_too_large_to_return_does_not_keep_others_from_returning():
+    big = Sensitivity(layer="big", macs=0.8, drop_db=0.1, error=90.0, ms_saved=None)
+    rows = [big, replace(big, layer="small", macs=0.1, error=1.0), replace(big, layer="idle", macs=0.1, error=0.0)]
+    assert return_order(rows)[0] == "big"
+
+    def attempt(method, in_float):
+        drop = 0.01 if "small" in in_float else 1.0
+        return Trial(method=method, in_float=in_float, macs=1, drop_db=drop, worst_drop_db=drop, worst_image="")
+
+    how = Int8Config(min_macs=0.5)
+    assert _return_layers(attempt("minmax", ()), rows, [], attempt, how).in_float == ("small",)

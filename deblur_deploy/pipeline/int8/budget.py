@@ -227,10 +227,14 @@ def _return_layers(
     how: Int8Config,
 ) -> Trial:
     """The fewest layers in float that keep the budget, in their order, found by halving."""
-    order, share = return_order(sensitivity), {row.layer: row.macs for row in sensitivity}
-    most = 0
-    while most < len(order) and 1 - sum(share[layer] for layer in order[: most + 1]) >= max(how.min_macs, 1e-9):
-        most += 1
+    order: list[str] = []
+    left, share = 1.0, {row.layer: row.macs for row in sensitivity}
+    for layer in return_order(sensitivity):
+        # One that is too large to return does not keep those behind it from returning.
+        if left - share[layer] >= max(how.min_macs, 1e-9):
+            order.append(layer)
+            left -= share[layer]
+    most = len(order)
 
     def tried(count: int) -> Trial:
         trials.append(attempt(best.method, tuple(order[:count])))
