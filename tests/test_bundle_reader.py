@@ -13,7 +13,7 @@ from deblur_deploy.contract import KEY, ModelContract
 from deblur_deploy.errors import DeblurError, MissingFileError, ModelError
 from deblur_deploy.runtime import providers
 from deblur_deploy.runtime.bundle import MANIFEST, Bundle
-from deblur_deploy.runtime.variants import choose_variant, float_variant
+from deblur_deploy.runtime.variants import choose_variant, float_variant, within_budget
 from tests import tiny
 
 
@@ -90,6 +90,18 @@ def test_choice_obeys_quality_then_speed_then_habit(folder: Path) -> None:
     assert choice("int8", int8={"slower_than_fp32_on": ["cpu"]}) == "int8"
     assert choice("fp32") == "fp32"
     assert choice("bf16") == "fp32"
+
+
+def test_files_arranged_for_the_cpu_run_nowhere_else_however_fast(folder: Path) -> None:
+    rows = json.loads((folder / MANIFEST).read_text())["variants"]
+    int8 = next(row for row in rows if row["name"] == "int8")
+    fast = {"latency_ms": {"openvino": 1.0}}
+    others = [row | {"latency_ms": {"openvino": 2.0}} for row in rows if row is not int8]
+    edit(folder, variants=[int8 | fast | {"layout": "rows"}, *others, int8 | {"name": "int8-planes", **fast}])
+    bundle, openvino = Bundle.read(folder), providers.Provider(name="openvino", ort_name="", device="")
+    assert choose_variant(bundle, openvino, "auto").name == "int8-planes"
+    assert {v.name for v in within_budget(bundle, openvino)} == {"fp32", "fp16", "int8-planes"}
+    assert "int8" in {v.name for v in within_budget(bundle, providers.find("cpu"))}
 
 
 def test_without_the_variant_it_says_what_there_is(folder: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from deblur_deploy.cli.common import guarded
 from deblur_deploy.cli.export import command
 from deblur_deploy.contract import ModelContract
 from deblur_deploy.files import sha256
+from deblur_deploy.pipeline import bundle as bundle_module
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.recipe import read_recipe, write_recipe
@@ -334,3 +336,21 @@ def test_a_provider_that_was_not_asked_for_and_does_not_work_is_left_out(room, b
     manifest = again(room, tmp_path / "out")
     assert [run["provider"] for run in manifest["variants"][0]["runs"]] == ["cpu"]
     assert "cuda is left out: provider cuda" in capfd.readouterr().err
+
+
+def test_files_arranged_for_the_cpu_are_held_to_nothing_elsewhere_and_tables_stay_aligned(room, tmp_path, monkeypatch):
+    time, wished = bundle_module._Build.time, ["openvino", "cpu"]
+
+    def renamed(build, provider, artifacts):
+        return [replace(run, provider=provider) for run in time(build, "cpu", artifacts)]
+
+    monkeypatch.setattr(bundle_module, "_wished", lambda _: wished)
+    monkeypatch.setattr(bundle_module._Build, "time", renamed)
+    rows = {row["name"]: row["latency_ms"] for row in again(room, tmp_path / "out")["variants"]}
+    assert {name: list(latency) for name, latency in rows.items()} == dict.fromkeys(VARIANTS, wished) | {
+        "int8": ["cpu"]
+    }
+    line = next(line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "| int8 |" in line)
+    assert line.endswith(f"|  | {rows['int8']['cpu']:.1f} |")
+    cells = re.search(r">int8</td>(.*?)</tr>", (tmp_path / "out" / "report.html").read_text(), re.S)
+    assert cells[1].count("<td") == 10

@@ -152,7 +152,7 @@ def table(results: Sequence[Measured], size: str) -> Table:
             f"{result.size_bytes / 1e6:.1f}",
             f"{result.quality.psnr_blurred:.2f} -> {result.quality.psnr:.2f}",
             f"{0 - result.drop_db:+.3f}",
-            *(f"{run_.median_ms:.1f}" for run_ in result.runs),
+            *(f"{there.median_ms:.1f}" if (there := result.on(of.provider)) else "" for of in results[0].runs),
             "; ".join(f"{run_.provider} in {run_.arithmetic}" for run_ in result.runs),
         )
     return grid

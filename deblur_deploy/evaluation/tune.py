@@ -115,11 +115,13 @@ def _files(model: Path, providers: Mapping[str, Provider]) -> list[Tuned]:
     """Every file within the quality budget on every provider; what the engine would take comes first."""
     if model.is_dir():
         bundle = Bundle.read(model)
-        names = [variant.name for variant in within_budget(bundle)]
+        names = {
+            name: [variant.name for variant in within_budget(bundle, provider)] for name, provider in providers.items()
+        }
         own = {name: choose_variant(bundle, provider, "auto").name for name, provider in providers.items()}
     else:
-        names = [existing(model, kind="file").stem]
-        own = dict.fromkeys(providers, names[0])
+        stem = existing(model, kind="file").stem
+        names, own = {name: [stem] for name in providers}, dict.fromkeys(providers, stem)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return [
         Tuned(
@@ -131,7 +133,7 @@ def _files(model: Path, providers: Mapping[str, Provider]) -> list[Tuned]:
             date=date,
         )
         for name, provider in providers.items()
-        for variant in sorted(names, key=lambda variant: variant != own[name])
+        for variant in sorted(names[name], key=lambda variant: variant != own[name])
     ]
 
 

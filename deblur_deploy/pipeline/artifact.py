@@ -81,6 +81,10 @@ class Measured:
     slower_than_fp32_on: list[str] = field(default_factory=list)
     """Providers on which fp32 is faster: engines do not choose this variant there by themselves."""
 
+    def on(self, provider: str) -> Run | None:
+        """Its run on ``provider``, if its layout suits that one."""
+        return next((run for run in self.runs if run.provider == provider), None)
+
     def row(self) -> dict[str, Any]:
         """What ``bundle.json`` and ``deblur-export --json`` say of this variant."""
         artifact = self.artifact

@@ -35,6 +35,7 @@ from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.media import Image
 from deblur_deploy.runtime.providers import candidates, find
+from deblur_deploy.runtime.variants import suits
 
 _EXPORT, _VERIFY = "deblur_deploy.pipeline.export", "deblur_deploy.pipeline.verify"
 _PHOTOS, _REPORT = "deblur_deploy.pipeline.photos", "deblur_deploy.pipeline.report"
@@ -83,7 +84,8 @@ def build_bundle(
         measuring = build.measuring(artifacts)
         results = [measuring(artifact) for artifact in artifacts]
         for provider in providers:
-            for result, run in zip(results, build.time(provider, artifacts), strict=False):
+            there = [result for result in results if suits(result.artifact.layout, provider)]
+            for result, run in zip(there, build.time(provider, [one.artifact for one in there]), strict=False):
                 result.runs.append(run)
                 verify.check_loss(result.artifact, run.drop_db, run.worst_drop_db, run.provider, recipe)
         verify.mark_slower(results)

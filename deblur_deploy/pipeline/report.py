@@ -77,21 +77,22 @@ def _table(summary: dict[str, Any], results: Sequence[Measured]) -> Table:
             f"{result.quality.ssim:.4f}",
             f"{result.drop_db:.3f}",
             f"{result.worst_drop_db:.3f}",
-            *(
-                text
-                for run in result.runs
-                for text in (
-                    f"{run.median_ms:.1f} ({run.arithmetic})"
-                    + (", slower than fp32" if run.provider in result.slower_than_fp32_on else ""),
-                    "not told" if run.int8_macs is None else f"{run.int8_macs:.1%}",
-                )
-            ),
+            *(text for of in results[0].runs for text in _run(result, of.provider)),
         ]
         for result in results
     ]
     note = f"PSNR and SSIM: mean of {len(summary['pairs'])} pairs. Latency: median at {summary['timed_at']}, uint8 "
     note += "to uint8. MACs in int8: share of the multiplications, read from the graph that the provider made."
     return Table(heading="Variants", columns=columns, rows=rows, note=note)
+
+
+def _run(result: Measured, provider: str) -> tuple[str, str]:
+    """Latency and share in int8; empty where the variant's layout does not suit ``provider``."""
+    if (run := result.on(provider)) is None:
+        return "", ""
+    slower = ", slower than fp32" if provider in result.slower_than_fp32_on else ""
+    share = "not told" if run.int8_macs is None else f"{run.int8_macs:.1%}"
+    return f"{run.median_ms:.1f} ({run.arithmetic}){slower}", share
 
 
 def _int8_tables(int8: dict[str, Any]) -> list[Table]:

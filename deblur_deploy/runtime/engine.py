@@ -201,7 +201,7 @@ class DeblurEngine:
                 raise ModelError(f"{self._source} is {is_}, not {wish}; leave precision at auto or load a bundle")
             variant = self._source.stem
         else:
-            kept = (variant for variant in within_budget(self._source) if variant.name == tuned)
+            kept = (variant for variant in within_budget(self._source, provider) if variant.name == tuned)
             chosen = next(kept, None) or choose_variant(self._source, provider, self._precision)
             data = _verified(chosen.path, chosen.sha256)
             sessions, variant = self._sessions(data, chosen.path, provider, self._precision), chosen.name

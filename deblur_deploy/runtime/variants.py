@@ -28,16 +28,28 @@ def check_wish(precision: str) -> None:
         raise InputError(f"precision is {precision!r}; allowed: {', '.join(get_args(Wish))}")
 
 
+def suits(layout: str, provider: str) -> bool:
+    """Whether a file of this layout may run on this provider: ``rows`` is for ONNX Runtime's own CPU kernels alone.
+
+    OpenVINO (2026.4) forgets biases of an int8 graph in ``rows`` whose sizes are free, and photographs lose 0.1 dB.
+    """
+    return layout != "rows" or provider == "cpu"
+
+
 def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Variant:
     """The uint8 variant to run on ``provider``.
 
     ``auto`` takes the fastest by the bundle's own measurements on this provider, or, where there are none, by what is
-    usually the fastest; never one that was measured to be slower than fp32 there.  Raises ModelError if the bundle has
-    no variant of the precision.
+    usually the fastest; never one that was measured to be slower than fp32 there, or whose layout does not suit it.
+    Raises ModelError if the bundle has no such variant of the precision.
     """
     # OpenVINO makes bf16 out of the fp32 file.
     wanted = "fp32" if precision == "bf16" else precision
-    variants = [variant for variant in bundle.variants.values() if variant.io == "uint8"]
+    variants = [
+        variant
+        for variant in bundle.variants.values()
+        if variant.io == "uint8" and suits(variant.layout, provider.name)
+    ]
     if wanted != "auto":
         variants = [variant for variant in variants if variant.precision == wanted]
     else:
@@ -62,9 +74,13 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
     return min(variants, key=cost)
 
 
-def within_budget(bundle: Bundle) -> list[Variant]:
-    """The uint8 variants that lose no more quality than ``auto`` may give up."""
-    return [variant for variant in bundle.variants.values() if variant.io == "uint8" and variant.drop_db <= MAX_DROP_DB]
+def within_budget(bundle: Bundle, provider: Provider) -> list[Variant]:
+    """The uint8 variants for ``provider`` that lose no more quality than ``auto`` may give up."""
+    return [
+        variant
+        for variant in bundle.variants.values()
+        if variant.io == "uint8" and variant.drop_db <= MAX_DROP_DB and suits(variant.layout, provider.name)
+    ]
 
 
 def float_variant(bundle: Bundle) -> Variant:
