@@ -128,15 +128,10 @@ def merged(records: dict[str, Record]) -> list[Row]:
 
 
 def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
-    """What stands between the markers: everything of the main machine, and the product's own table of the others."""
-    parts = []
-    for records in machines.values():
-        table = product_table(merged(records), records.get("limits"))
-        parts.append(f"{conditions(records['latency'])}\n\n{_markdown_table(table)}")
+    """What stands between the markers: everything of the main machine; of the others the product and its peers."""
+    parts = [_product_and_peers(records) for records in machines.values()]
     folder, records = main_machine(machines)
     main = []
-    if "peers" in records:
-        main += [_markdown_table(peers_table(records["peers"])), times_faster(records["peers"])]
     for name in OTHERS:
         if name in records and "tables" in records[name].found:
             main += map(_markdown_table, other_tables(records[name])[:1])
@@ -144,6 +139,13 @@ def markdown(machines: dict[Path, dict[str, Record]], readme: Path) -> str:
     where = folder.resolve().relative_to(readme.resolve().parent).as_posix()
     main.append("\n".join(f"![{FIGURES[name][0]}]({where}/{name}.svg)" for name in figures(records)))
     parts[1:1] = main
+    return "\n\n".join(part for part in parts if part)
+
+
+def _product_and_peers(records: dict[str, Record]) -> str:
+    parts = [conditions(records["latency"]), _markdown_table(product_table(merged(records), records.get("limits")))]
+    if "peers" in records:
+        parts += [_markdown_table(peers_table(records["peers"])), times_faster(records["peers"])]
     return "\n\n".join(part for part in parts if part)
 
 
