@@ -31,7 +31,7 @@ def check_wish(precision: str) -> None:
 def suits(layout: str, provider: str) -> bool:
     """Whether a file of this layout may run on this provider: ``rows`` is for ONNX Runtime's own CPU kernels alone.
 
-    OpenVINO (2026.4) forgets biases of an int8 graph in ``rows`` whose sizes are free, and photographs lose 0.1 dB.
+    OpenVINO (2026.4) shifts channels of an int8 graph in ``rows`` whose sizes are free, and photographs lose 0.1 dB.
     """
     return layout != "rows" or provider == "cpu"
 
@@ -45,11 +45,7 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
     """
     # OpenVINO makes bf16 out of the fp32 file.
     wanted = "fp32" if precision == "bf16" else precision
-    variants = [
-        variant
-        for variant in bundle.variants.values()
-        if variant.io == "uint8" and suits(variant.layout, provider.name)
-    ]
+    variants = _usable(bundle, provider)
     if wanted != "auto":
         variants = [variant for variant in variants if variant.precision == wanted]
     else:
@@ -68,7 +64,7 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
         return (
             (variant.latency_ms[provider.name] if measured else 0.0),
             rank,
-            (variant.layout == "rows") != (provider.name == "cpu"),
+            variant.layout != "rows",
         )
 
     return min(variants, key=cost)
@@ -76,11 +72,11 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
 
 def within_budget(bundle: Bundle, provider: Provider) -> list[Variant]:
     """The uint8 variants for ``provider`` that lose no more quality than ``auto`` may give up."""
-    return [
-        variant
-        for variant in bundle.variants.values()
-        if variant.io == "uint8" and variant.drop_db <= MAX_DROP_DB and suits(variant.layout, provider.name)
-    ]
+    return [variant for variant in _usable(bundle, provider) if variant.drop_db <= MAX_DROP_DB]
+
+
+def _usable(bundle: Bundle, provider: Provider) -> list[Variant]:
+    return [v for v in bundle.variants.values() if v.io == "uint8" and suits(v.layout, provider.name)]
 
 
 def float_variant(bundle: Bundle) -> Variant:
