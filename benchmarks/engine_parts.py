@@ -88,7 +88,7 @@ def large(options: dict[str, Any]) -> dict[str, Any]:
     """Peak memory over the bare interpreter with its libraries, and time per megapixel against 1 megapixel."""
     import onnxruntime
 
-    from deblur_deploy.runtime.media import read_photo, write_photo
+    from deblur_deploy.media.images import read_photo, write_photo
 
     assert onnxruntime.__version__
     bare = status_mb("VmRSS")

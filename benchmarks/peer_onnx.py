@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deblur_deploy.evaluation.worker import Candidate
-from deblur_deploy.runtime.media import Image
+from deblur_deploy.media.images import Image
 
 
 def onnxruntime_defaults(files: dict[str, str], threads: int, provider: str = "CPUExecutionProvider") -> Candidate:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deblur_deploy.evaluation.worker import Candidate
-from deblur_deploy.runtime.media import Image
+from deblur_deploy.media.images import Image
 from deblur_deploy.training.checkpoint import load_checkpoint
 
 

@@ -27,12 +27,12 @@ from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.evaluation.sets import measure
 from deblur_deploy.files import existing, sha256
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.quantizer import plain_int8
 from deblur_deploy.pipeline.photos import builtin_calibration
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from deblur_deploy.training.unet import PRESETS, Preset, UNet

@@ -26,12 +26,12 @@ from deblur_deploy.evaluation.latency import at_size
 from deblur_deploy.evaluation.quality import Pair, psnr, usable_pairs
 from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.files import sha256
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.budget import quantize
 from deblur_deploy.pipeline.int8.coverage import int8_share
 from deblur_deploy.pipeline.photos import builtin_calibration, calibration_from
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint

@@ -35,8 +35,8 @@ from deblur_deploy.evaluation.page import Figure, Page, Picture, Table, pictures
 from deblur_deploy.evaluation.record import Record, Row, read_record
 from deblur_deploy.evaluation.sets import with_quality
 from deblur_deploy.files import existing, sha256, writing_file
+from deblur_deploy.media.images import Image, list_images, read_image, write_image
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import Image, list_images, read_image, write_image
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"

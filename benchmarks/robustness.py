@@ -92,7 +92,7 @@ def attempt(kind: str, files: list[Path], folder: Path, seed: int) -> str:
     import numpy as np
 
     from deblur_deploy import DeblurEngine, DeblurError
-    from deblur_deploy.runtime import media, video
+    from deblur_deploy.media import images, video
 
     random_ = random.Random(seed)
     try:
@@ -111,8 +111,8 @@ def attempt(kind: str, files: list[Path], folder: Path, seed: int) -> str:
         path = folder / f"mutated{original.suffix}"
         path.write_bytes(mutate(original.read_bytes(), random_))
         if kind == "image":
-            media.read_photo(path, max_pixels=MAX_PIXELS)
-            media.read_image(path, max_pixels=MAX_PIXELS)
+            images.read_photo(path, max_pixels=MAX_PIXELS)
+            images.read_image(path, max_pixels=MAX_PIXELS)
         elif kind == "video":
             video.frame_count(path)
             video.restore_video(path, folder / f"out{path.suffix}", lambda image: image, max_pixels=MAX_PIXELS)

@@ -15,8 +15,8 @@ from deblur_deploy.evaluation.bench import Entry, Plan, measure_latency
 from deblur_deploy.evaluation.clock import Lap
 from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.media.images import Image
 from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.runtime.variants import choose_variant
 

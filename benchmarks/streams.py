@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from deblur_deploy.evaluation.worker import Candidate
+from deblur_deploy.media.images import Image
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import Image
 
 
 def load(model: str, provider: str, streams: int, threads: int) -> Candidate:

@@ -19,7 +19,7 @@ from rich.table import Table
 from deblur_deploy.evaluation.quality import PairSet, Restorer, compare, psnr, psnr_shifted
 from deblur_deploy.evaluation.record import new_record, write_json
 from deblur_deploy.files import sha256
-from deblur_deploy.runtime.media import list_images, read_image
+from deblur_deploy.media.images import list_images, read_image
 from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.unet import parameter_count
 from deblur_deploy.training.validation import TorchRestorer

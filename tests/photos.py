@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deblur_deploy.runtime.media import Image, write_image
+from deblur_deploy.media.images import Image, write_image
 
 
 def photo(seed: int, height: int = 96, width: int = 128) -> Image:

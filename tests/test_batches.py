@@ -10,7 +10,7 @@ import torch
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.pairs import find_pairs
-from deblur_deploy.runtime.media import list_images
+from deblur_deploy.media.images import list_images
 from deblur_deploy.training.batches import Batch, Batches, Stages
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.sources import Pairs, Photos, Source

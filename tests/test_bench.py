@@ -21,7 +21,7 @@ from deblur_deploy.evaluation.quality import Pair, PairSet, psnr, ssim
 from deblur_deploy.evaluation.record import Record, Row, new_record, read_record, to_csv, write_json
 from deblur_deploy.evaluation.sets import measure, measure_quality, steps, usable_sets
 from deblur_deploy.evaluation.worker import Worker
-from deblur_deploy.runtime.media import read_image, write_image
+from deblur_deploy.media.images import read_image, write_image
 from tests import tiny
 
 PLAN = Plan(sizes=((48, 32),), budget_s=0.1, rounds=4)

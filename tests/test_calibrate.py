@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deblur_deploy.errors import InputError
+from deblur_deploy.media.images import write_image
 from deblur_deploy.pipeline.int8.calibrate import (
     clipped_shares,
     cut_smaller,
@@ -19,7 +20,6 @@ from deblur_deploy.pipeline.int8.calibrate import (
 )
 from deblur_deploy.pipeline.int8.quantize import quantize_body
 from deblur_deploy.pipeline.photos import calibration_from
-from deblur_deploy.runtime.media import write_image
 from tests.photos import photo, write_photos
 from tests.small import body
 

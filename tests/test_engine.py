@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from deblur_deploy import DeblurEngine, DeblurError
 from deblur_deploy.errors import InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
+from deblur_deploy.media.images import read_image
 from deblur_deploy.runtime import engine as engine_module
 from deblur_deploy.runtime import session as session_module
 from deblur_deploy.runtime import sessions as sessions_module
-from deblur_deploy.runtime.media import read_image
 from deblur_deploy.runtime.pixels import Layout
 from deblur_deploy.runtime.restoring import plan_for
 from tests import tiny

@@ -24,12 +24,12 @@ from deblur_deploy.cli.common import guarded
 from deblur_deploy.cli.export import command
 from deblur_deploy.contract import ModelContract
 from deblur_deploy.files import sha256
+from deblur_deploy.media.images import write_image
 from deblur_deploy.pipeline import bundle as bundle_module
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.recipe import read_recipe, write_recipe
 from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.runtime.media import write_image
 from deblur_deploy.training.checkpoint import save_checkpoint
 from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deblur_deploy.media.images import list_images, read_image
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.runtime.media import list_images, read_image
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint
 from tests import small

@@ -32,7 +32,7 @@ def test_the_engine_needs_numpy_and_onnxruntime_only(bundle: Path) -> None:
 
 
 def test_the_guard_can_fail() -> None:
-    done = run("import deblur_deploy.runtime.media")
+    done = run("import deblur_deploy.media.images")
     assert done.returncode != 0
     assert "imported cv2" in done.stderr
 

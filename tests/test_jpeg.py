@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deblur_deploy.evaluation.quality import psnr
-from deblur_deploy.runtime.media import Image
+from deblur_deploy.media.images import Image
 from deblur_deploy.training.jpeg import jpeg_roundtrip
 from tests.photos import photo
 

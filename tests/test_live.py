@@ -20,11 +20,11 @@ import pytest
 
 from deblur_deploy.cli import common, run
 from deblur_deploy.errors import InputError, OutputError
-from deblur_deploy.runtime import media
+from deblur_deploy.media import images
 from tests.conftest import noise
 from tests.test_video import facts, make
 
-live = pytest.importorskip("deblur_deploy.runtime.live")
+live = pytest.importorskip("deblur_deploy.media.live")
 
 
 class Camera(BaseHTTPRequestHandler):
@@ -186,4 +186,4 @@ def test_what_gives_no_frame_or_too_large_ones_leaves_nothing(tmp_path: Path) ->
      ("C://x", False), ("camera", False)],
 )  # fmt: skip
 def test_what_is_a_stream(name: str, stream: bool) -> None:
-    assert media.is_stream(name) is stream
+    assert images.is_stream(name) is stream

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from deblur_deploy.errors import InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs, holds_pairs
 from deblur_deploy.evaluation.quality import EQUAL_DB, PairSet, measure, psnr, psnr_shifted, read_pairs, ssim
-from deblur_deploy.runtime.media import write_image
+from deblur_deploy.media.images import write_image
 from tests.photos import photo, write_pairs
 
 

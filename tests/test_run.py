@@ -15,7 +15,7 @@ import pytest
 
 from deblur_deploy.cli import common, run
 from deblur_deploy.cli.run_config import RunConfig
-from deblur_deploy.runtime import media
+from deblur_deploy.media import images
 from tests import tiny
 from tests.conftest import noise
 
@@ -30,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for i, name in enumerate(("a.jpg", "b.png", "sub/c.tif")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        media.write_image(folder / name, noise(20 + i, 30, 3))
+        images.write_image(folder / name, noise(20 + i, 30, 3))
     return folder
 
 
@@ -60,8 +60,8 @@ def test_the_pixels_are_the_engines(
     from deblur_deploy import DeblurEngine
 
     assert deblur_run(monkeypatch, photos / "b.png", "--out", tmp_path, "--model", bundle) == common.OK
-    expected = DeblurEngine(bundle)(media.read_image(photos / "b.png"))
-    np.testing.assert_array_equal(media.read_image(tmp_path / "b.png"), expected)
+    expected = DeblurEngine(bundle)(images.read_image(photos / "b.png"))
+    np.testing.assert_array_equal(images.read_image(tmp_path / "b.png"), expected)
 
 
 def test_a_corrupt_image_among_good_ones(
@@ -105,7 +105,7 @@ def test_a_users_mistake_is_one_line(
 ) -> None:
     (photos / "empty").mkdir()
     (photos / "a2").mkdir()
-    media.write_image(photos / "a2" / "a.jpg", noise(5, 5, 3))
+    images.write_image(photos / "a2" / "a.jpg", noise(5, 5, 3))
     for name in ("text.txt", "text.onnx"):
         (photos / name).write_text("hello")
     tiny.write_model(photos / "stranger.onnx", contract=False)
@@ -123,7 +123,7 @@ def test_a_users_mistake_is_one_line(
 def test_a_gray_png_with_16_bits_stays_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    media.write_photo(tmp_path / "a.png", media.Photo(pixels=noise(9, 9).astype(np.uint16) * 257))
+    images.write_photo(tmp_path / "a.png", images.Photo(pixels=noise(9, 9).astype(np.uint16) * 257))
     assert deblur_run(monkeypatch, tmp_path / "a.png", "--out", tmp_path / "out", "--model", bundle) == common.OK
     restored = cv2.imread(str(tmp_path / "out" / "a.png"), cv2.IMREAD_UNCHANGED)
     assert (restored.dtype, restored.shape) == (np.uint16, (9, 9))
@@ -162,7 +162,7 @@ def started(*arguments: object, until: Callable[[], bool]) -> tuple[list[str], s
 def test_ended_it_leaves_no_half_file_and_goes_on(tmp_path: Path, bundle: Path, number: int, status: int) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     for i in range(200):
-        media.write_image(photos / f"{i:03}.png", noise(160, 160, 3, seed=i))
+        images.write_image(photos / f"{i:03}.png", noise(160, 160, 3, seed=i))
     arguments = photos, "--out", out, "--model", bundle
     command, process = started(*arguments, until=lambda: out.is_dir() and any(out.glob("[0-9]*.png")))
     process.send_signal(number)
@@ -172,7 +172,7 @@ def test_ended_it_leaves_no_half_file_and_goes_on(tmp_path: Path, bundle: Path, 
     finished = sorted(out.glob("[0-9]*.png"))
     assert finished
     for path in finished:
-        assert media.read_image(path).shape == (160, 160, 3)
+        assert images.read_image(path).shape == (160, 160, 3)
     before = {path: path.stat().st_mtime_ns for path in finished}
     assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == common.OK
     assert files(out) == [f"{i:03}.png" for i in range(200)]
@@ -216,7 +216,7 @@ def test_nothing_to_do_needs_no_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.jpg", "b.png"):
-        media.write_image(tmp_path / "out" / name, noise(5, 5, 3))
+        images.write_image(tmp_path / "out" / name, noise(5, 5, 3))
     assert deblur_run(monkeypatch, photos, "--out", tmp_path / "out", "--model", tmp_path / "none") == common.OK
     assert "nothing to do: all 2" in capsys.readouterr().err
 

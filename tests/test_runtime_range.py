@@ -23,8 +23,8 @@ import pytest
 from deblur_deploy import DeblurEngine
 from deblur_deploy.contract import OLDEST_ONNXRUNTIME
 from deblur_deploy.errors import MissingExtraError
+from deblur_deploy.media.images import write_image
 from deblur_deploy.pipeline.bundle import build_bundle
-from deblur_deploy.runtime.media import write_image
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 from deblur_deploy.training.checkpoint import save_checkpoint
 from tests import oldest

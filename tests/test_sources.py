@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs
-from deblur_deploy.runtime.media import write_image
+from deblur_deploy.media.images import write_image
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.discovery import find_sources, inspect
 from deblur_deploy.training.sources import Frames, ImageCache, Pairs, Photos, Source

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from deblur_deploy.cli.train import command, parse
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, ModelError, OutputError, TrainingError
 from deblur_deploy.evaluation.quality import PairSet
-from deblur_deploy.runtime.media import list_images, read_image, write_image
+from deblur_deploy.media.images import list_images, read_image, write_image
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint

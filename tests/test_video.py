@@ -11,7 +11,7 @@ from deblur_deploy.errors import InputError, MissingFileError, ModelError, Outpu
 from tests.conftest import noise
 
 av = pytest.importorskip("av")
-video = pytest.importorskip("deblur_deploy.runtime.video")
+video = pytest.importorskip("deblur_deploy.media.video")
 
 
 def make(path: Path, codec: str, pixels: str, *, rotation: int = 0, colour_range: int = 1, sound: bool = False) -> Path:

@@ -14,8 +14,8 @@ from deblur_deploy.cli.common import OK
 from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import InputError, OutputError
-from deblur_deploy.runtime.live import record
-from deblur_deploy.runtime.media import VIDEO_SUFFIXES
+from deblur_deploy.media.images import VIDEO_SUFFIXES
+from deblur_deploy.media.live import record
 
 
 def run_live(config: RunConfig, console: Console) -> int:

@@ -16,8 +16,7 @@ from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
-from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import (
+from deblur_deploy.media.images import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Photo,
@@ -26,6 +25,7 @@ from deblur_deploy.runtime.media import (
     read_photo,
     write_photo,
 )
+from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.streams import overlapped
 
 
@@ -156,7 +156,7 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
 def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: Console) -> bool:
     try:
         # Here, so that images need no PyAV.
-        from deblur_deploy.runtime.video import frame_count, restore_video
+        from deblur_deploy.media.video import frame_count, restore_video
 
         with bar(console) as progress:
             task = progress.add_task(job.source.name, total=frame_count(job.source), rate="")

@@ -23,8 +23,8 @@ from deblur_deploy.evaluation.latency import STABLE, Timing, at_size, take_turns
 from deblur_deploy.evaluation.machine import gpu_memory_mb, stolen_s
 from deblur_deploy.evaluation.record import Row
 from deblur_deploy.evaluation.worker import Worker
+from deblur_deploy.media.images import Image
 from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.runtime.media import Image
 
 REFERENCE = "reference"
 _SLOW_MS = 2000

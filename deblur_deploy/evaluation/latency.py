@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from deblur_deploy.evaluation.clock import Clock, Lap, own_clock
-from deblur_deploy.runtime.media import Image
+from deblur_deploy.media.images import Image
 
 STABLE = 0.02
 """A median is stable when its confidence interval reaches no further than this share to either side."""

@@ -16,7 +16,7 @@ import jinja2
 
 from deblur_deploy.evaluation.quality import Pair, Restorer, psnr
 from deblur_deploy.files import writing_file
-from deblur_deploy.runtime.media import Image
+from deblur_deploy.media.images import Image
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("deblur_deploy.evaluation", "templates"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.files import existing
-from deblur_deploy.runtime.media import list_images
+from deblur_deploy.media.images import list_images
 
 SHARP = "sharp"
 BLURRED = ("blur", "blur_gamma")

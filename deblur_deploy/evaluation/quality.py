@@ -15,7 +15,7 @@ from skimage.metrics import structural_similarity
 
 from deblur_deploy.errors import DeblurError, InputError
 from deblur_deploy.evaluation.pairs import PathPair, find_pairs, match_pairs
-from deblur_deploy.runtime.media import Image, read_image
+from deblur_deploy.media.images import Image, read_image
 
 EQUAL_DB = 100.0
 """The PSNR of images that are equal, or nearly: one level in one of 6,500 values."""

@@ -19,7 +19,7 @@ from deblur_deploy.evaluation.bench import Entry, Outcome, Plan, Progress, measu
 from deblur_deploy.evaluation.quality import Pair, PairSet, Quality, compare, mean_quality, psnr, usable_pairs
 from deblur_deploy.evaluation.record import Row
 from deblur_deploy.evaluation.worker import Worker
-from deblur_deploy.runtime.media import Image
+from deblur_deploy.media.images import Image
 
 Sets = Mapping[str, Sequence[Pair]]
 """Image pairs by the name of their set; the first is the main one."""

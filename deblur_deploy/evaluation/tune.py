@@ -23,10 +23,10 @@ from deblur_deploy.evaluation.bench import Entry, Plan, Progress, measure_latenc
 from deblur_deploy.evaluation.record import Row
 from deblur_deploy.evaluation.worker import Candidate
 from deblur_deploy.files import existing
+from deblur_deploy.media.images import Image
 from deblur_deploy.runtime import tuned
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.runtime.providers import AUTO, Provider, find
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tuned import Tuned

@@ -28,7 +28,7 @@ from deblur_deploy.evaluation.clock import Lap, own_clock
 if TYPE_CHECKING:
     # Not at run time: the child's memory and start are the candidate's, not scikit-image's.
     from deblur_deploy.evaluation.quality import Restorer
-    from deblur_deploy.runtime.media import Image
+    from deblur_deploy.media.images import Image
 
 PATIENCE_S = 600.0
 """How long a candidate may take for one answer before it counts as hanging; some compile for minutes."""

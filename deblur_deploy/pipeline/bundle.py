@@ -24,6 +24,7 @@ from deblur_deploy.evaluation.latency import at_size
 from deblur_deploy.evaluation.machine import machine, package_versions
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import existing, refuse_existing, sha256, writing_folder
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline import inputs, verify
 from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
 from deblur_deploy.pipeline.cache import Cache
@@ -33,7 +34,6 @@ from deblur_deploy.pipeline.recipe import Recipe, write_recipe
 from deblur_deploy.pipeline.stages import Done, Progress, Record, Stages, digest, from_record, to_record, versions
 from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.runtime.providers import candidates, find
 from deblur_deploy.runtime.variants import suits
 

@@ -12,8 +12,8 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.pairs import find_pairs
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
+from deblur_deploy.media.images import Image, list_images
 from deblur_deploy.pipeline.stages import versions
-from deblur_deploy.runtime.media import Image, list_images
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import torch
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import Pair, read_pairs
-from deblur_deploy.runtime.media import Image, list_images, read_image
+from deblur_deploy.media.images import Image, list_images, read_image
 from deblur_deploy.training.blur import BlurConfig, draw_plan, synthesise
 from deblur_deploy.training.sources import Photos
 

@@ -16,12 +16,12 @@ from deblur_deploy.contract import INPUT
 from deblur_deploy.errors import ProviderError, VerificationError
 from deblur_deploy.evaluation.latency import take_turns
 from deblur_deploy.evaluation.quality import Pair, compare, mean_quality, psnr
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
 from deblur_deploy.pipeline.config import VerifyConfig
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.pipeline.stages import Progress
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.runtime.providers import find
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deblur_deploy.errors import DeblurError, InputError
-from deblur_deploy.runtime.media import Image
+from deblur_deploy.media.images import Image
 from deblur_deploy.training.blur import Array, BlurConfig, BlurPlan, draw_plan, synthesise
 from deblur_deploy.training.sources import Patch, Source
 

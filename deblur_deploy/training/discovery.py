@@ -20,7 +20,7 @@ from PIL import UnidentifiedImageError
 from deblur_deploy.errors import InputError, MissingExtraError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs, holds_pairs
 from deblur_deploy.files import writing_folder
-from deblur_deploy.runtime.media import IMAGE_SUFFIXES, list_images
+from deblur_deploy.media.images import IMAGE_SUFFIXES, list_images
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs, Photos, Source
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from deblur_deploy.evaluation.quality import Pair, Restorer, psnr
 from deblur_deploy.files import writing_file
-from deblur_deploy.runtime.media import Image, write_image
+from deblur_deploy.media.images import Image, write_image
 from deblur_deploy.training.batches import Batch, Batches
 from deblur_deploy.training.log import read_log
 from deblur_deploy.training.validation import PairSets

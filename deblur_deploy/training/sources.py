@@ -17,7 +17,7 @@ import numpy as np
 
 from deblur_deploy.errors import InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import PathPair
-from deblur_deploy.runtime.media import Image, read_image
+from deblur_deploy.media.images import Image, read_image
 from deblur_deploy.training.blur import BlurConfig, draw_gamma
 
 WINDOW = (5, 31)

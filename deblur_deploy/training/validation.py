@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from deblur_deploy.evaluation.quality import Pair, Quality, mean_quality, measure
-from deblur_deploy.runtime.media import Image
+from deblur_deploy.media.images import Image
 from deblur_deploy.training.unet import UNet
 
 PairSets = Mapping[str, Iterable[Pair]]

@@ -18,6 +18,7 @@ import numpy as np
 from deblur_deploy.errors import VerificationError
 from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.config import Int8Config, Layout, Method
 from deblur_deploy.pipeline.export import Exporter
@@ -33,7 +34,6 @@ from deblur_deploy.pipeline.int8.sensitivity import (
 )
 from deblur_deploy.pipeline.stages import Progress
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.training.checkpoint import load_checkpoint
 

@@ -26,9 +26,9 @@ from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from skimage.util import view_as_blocks
 
 from deblur_deploy.errors import InputError
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.config import Statistic
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
-from deblur_deploy.runtime.media import Image
 
 _CALIBRATORS: dict[Statistic, tuple[CalibrationMethod, dict[str, bool]]] = {
     "minmax": (CalibrationMethod.MinMax, {}),

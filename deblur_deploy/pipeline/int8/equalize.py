@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.int8.quantize import layer_name
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNet, UNetConfig
 
 Scales = dict[str, NDArray[np.float32]]

@@ -20,9 +20,9 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from deblur_deploy.errors import InputError
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE, CORRECTION
 from deblur_deploy.pipeline.int8.calibrate import redirected, to_blocks
-from deblur_deploy.runtime.media import Image
 
 _BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}
 _SIGNED_BYTES = _BYTES | {"zero_point": np.array(128, dtype=np.uint8)}

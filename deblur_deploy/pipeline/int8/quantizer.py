@@ -12,6 +12,7 @@ from onnx import ModelProto
 from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.config import Int8Config, Layout, Rounding, Statistic
 from deblur_deploy.pipeline.export import Exporter
@@ -22,7 +23,6 @@ from deblur_deploy.pipeline.int8.probe import int8_ops
 from deblur_deploy.pipeline.int8.quantize import layer_name, quantize_body, quantize_with_nncf
 from deblur_deploy.pipeline.int8.rounding import Weights, input_moments, rounded_weights, with_weights
 from deblur_deploy.pipeline.int8.tuning import Tuned, tuned, with_biases
-from deblur_deploy.runtime.media import Image
 
 NNCF = "nncf"
 _HELD = 0.7

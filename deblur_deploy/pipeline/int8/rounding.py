@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.quantize import layer_name
-from deblur_deploy.runtime.media import Image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
 from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.quantize import layer_name
-from deblur_deploy.runtime.media import Image
 
 _STEPS, _PASSES, _TILES = 150, 20, 4
 """How often everything is moved at most, how often each tile is looked at, at most, and how many at once."""

@@ -13,13 +13,13 @@ from typing import Any
 from deblur_deploy.contract import Precision
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.latency import Timing, at_size, take_turns
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.config import Int8Config, Layout
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.quantizer import plain_int8
 from deblur_deploy.pipeline.pruning.config import PruneConfig
 from deblur_deploy.pipeline.pruning.prune import Plan, network_of
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNet, UNetConfig
 
 Measure = Callable[[Any], float]

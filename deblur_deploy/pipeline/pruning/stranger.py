@@ -33,6 +33,7 @@ from deblur_deploy.errors import DeblurError, InputError, VerificationError
 from deblur_deploy.evaluation.machine import machine, package_versions
 from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.files import existing, refuse_existing, sha256, writing_folder
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, OPSET, assemble
 from deblur_deploy.pipeline.photos import builtin_pairs
 from deblur_deploy.pipeline.pruning.channels import Channels
@@ -42,7 +43,6 @@ from deblur_deploy.pipeline.pruning.fit import fit, time_files
 from deblur_deploy.pipeline.pruning.prune import Plan
 from deblur_deploy.pipeline.pruning.recover import samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.media import Image
 from deblur_deploy.training.unet import UNetConfig, pad_to_multiple, parameter_count
 
 

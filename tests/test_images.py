@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deblur_deploy.errors import InputError, MissingFileError, OutputError
-from deblur_deploy.runtime import media
-from deblur_deploy.runtime.headers import pixel_size
-from deblur_deploy.runtime.tiff import page_count, read_tags, with_tags
+from deblur_deploy.media import images
+from deblur_deploy.media.headers import pixel_size
+from deblur_deploy.media.tiff import page_count, read_tags, with_tags
 from tests.conftest import noise
 
 SIDEWAYS = b"II*\0" + struct.pack("<IHHHII I", 8, 1, 274, 3, 1, 6, 0)[:22]
@@ -29,39 +29,39 @@ def test_lossless_formats_give_back_the_pixels(tmp_path: Path, suffix: str, chan
     shape = (20, 31) if channels is None else (20, 31, channels)
     pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     path = tmp_path / f"a{suffix}"
-    media.write_photo(path, media.Photo(pixels=pixels))
+    images.write_photo(path, images.Photo(pixels=pixels))
     assert pixel_size(path.read_bytes()) == (31, 20)
-    again = media.read_photo(path)
+    again = images.read_photo(path)
     np.testing.assert_array_equal(again.pixels, pixels)
 
 
 def test_red_is_red(tmp_path: Path) -> None:
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 255
-    media.write_image(tmp_path / "a.jpg", red)
-    for image in (media.read_image(tmp_path / "a.jpg"), media.read_photo(tmp_path / "a.jpg").pixels):
+    images.write_image(tmp_path / "a.jpg", red)
+    for image in (images.read_image(tmp_path / "a.jpg"), images.read_photo(tmp_path / "a.jpg").pixels):
         assert image[..., 0].min() > 240
         assert image[..., 1:].max() < 15
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
 def test_orientation_is_kept_and_not_applied_twice(tmp_path: Path, suffix: str) -> None:
-    photo = media.Photo(pixels=noise(20, 30, 3), metadata=((cv2.IMAGE_METADATA_EXIF, SIDEWAYS),))
+    photo = images.Photo(pixels=noise(20, 30, 3), metadata=((cv2.IMAGE_METADATA_EXIF, SIDEWAYS),))
     path = tmp_path / f"a{suffix}"
-    media.write_photo(path, photo)
-    assert media.read_image(path).shape == (30, 20, 3)
+    images.write_photo(path, photo)
+    assert images.read_image(path).shape == (30, 20, 3)
     for _ in range(3):
-        photo = media.read_photo(path)
+        photo = images.read_photo(path)
         assert photo.pixels.shape == (20, 30, 3)
         assert dict(photo.metadata)[cv2.IMAGE_METADATA_EXIF] == SIDEWAYS
-        media.write_photo(path, photo)
+        images.write_photo(path, photo)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
 def test_a_colour_profile_is_kept(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    media.write_photo(path, media.Photo(pixels=noise(9, 9, 3), metadata=((cv2.IMAGE_METADATA_ICCP, ICC),)))
-    assert dict(media.read_photo(path).metadata)[cv2.IMAGE_METADATA_ICCP] == ICC
+    images.write_photo(path, images.Photo(pixels=noise(9, 9, 3), metadata=((cv2.IMAGE_METADATA_ICCP, ICC),)))
+    assert dict(images.read_photo(path).metadata)[cv2.IMAGE_METADATA_ICCP] == ICC
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
@@ -70,19 +70,19 @@ def test_a_real_profile_is_kept(tmp_path: Path, suffix: str) -> None:
     pil = pytest.importorskip("PIL.Image")
     profile = cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes()
     pil.fromarray(noise(20, 30, 3)).save(tmp_path / f"a{suffix}", icc_profile=profile)
-    photo = media.read_photo(tmp_path / f"a{suffix}")
-    media.write_photo(tmp_path / f"b{suffix}", photo)
+    photo = images.read_photo(tmp_path / f"a{suffix}")
+    images.write_photo(tmp_path / f"b{suffix}", photo)
     with pil.open(tmp_path / f"b{suffix}") as image:
         assert image.info["icc_profile"] == profile
 
 
 def test_tiff_keeps_its_profile(tmp_path: Path) -> None:
     tags = {34675: (7, len(ICC), ICC)}
-    media.write_photo(tmp_path / "a.tif", media.Photo(pixels=noise(20, 30, 3), tiff_tags=tags))
-    photo = media.read_photo(tmp_path / "a.tif")
+    images.write_photo(tmp_path / "a.tif", images.Photo(pixels=noise(20, 30, 3), tiff_tags=tags))
+    photo = images.read_photo(tmp_path / "a.tif")
     assert dict(photo.tiff_tags) == tags
-    media.write_photo(tmp_path / "b.tif", photo)
-    again = media.read_photo(tmp_path / "b.tif")
+    images.write_photo(tmp_path / "b.tif", photo)
+    again = images.read_photo(tmp_path / "b.tif")
     assert dict(again.tiff_tags) == tags
     np.testing.assert_array_equal(again.pixels, photo.pixels)
     assert photo.pixels.shape == (20, 30, 3)
@@ -107,11 +107,11 @@ def test_tiff_keeps_what_a_camera_wrote(tmp_path: Path, order: bytes) -> None:
         tags[tag] = number
     content = order + struct.pack("<I" if order == b"II*\0" else ">I", 8) + tags.tobytes(8) + pixels.tobytes()
     (tmp_path / "a.tif").write_bytes(content)
-    photo = media.read_photo(tmp_path / "a.tif")
+    photo = images.read_photo(tmp_path / "a.tif")
     np.testing.assert_array_equal(photo.pixels, pixels)
     for name in ("b.tif", "c.tif"):  # again, from what was written
-        media.write_photo(tmp_path / name, photo)
-        photo = media.read_photo(tmp_path / name)
+        images.write_photo(tmp_path / name, photo)
+        photo = images.read_photo(tmp_path / name)
         np.testing.assert_array_equal(photo.pixels, pixels)
     with pil.open(tmp_path / "a.tif") as before, pil.open(tmp_path / "c.tif") as after:
         for tag in (*plain, 282, 283):
@@ -119,11 +119,11 @@ def test_tiff_keeps_what_a_camera_wrote(tmp_path: Path, order: bytes) -> None:
         for directory in (34665, 34853):
             assert dict(after.getexif().get_ifd(directory)) == dict(before.getexif().get_ifd(directory))
             assert after.getexif().get_ifd(directory)
-    media.write_photo(tmp_path / "d.jpg", photo)
+    images.write_photo(tmp_path / "d.jpg", photo)
     with pil.open(tmp_path / "d.jpg") as jpeg:
         assert jpeg.getexif()[274] == 6
         assert jpeg.getexif().get_ifd(34665)[34855] == 800
-    assert media.read_image(tmp_path / "d.jpg").shape == (30, 20, 3)
+    assert images.read_image(tmp_path / "d.jpg").shape == (30, 20, 3)
 
 
 def test_a_directory_of_many_entries_for_the_same_bytes_is_left_out() -> None:
@@ -141,10 +141,10 @@ def test_a_sideways_tiff_is_turned_once(tmp_path: Path) -> None:
     entries = data[directory + 2 : directory + 2 + 12 * count] + struct.pack("<HHIHH", 274, 3, 1, 6, 0)
     turned = data[:4] + struct.pack("<I", len(data)) + data[8:] + struct.pack("<H", count + 1) + entries + b"\0" * 4
     (tmp_path / "a.tif").write_bytes(turned)
-    photo = media.read_photo(tmp_path / "a.tif")
-    media.write_photo(tmp_path / "b.tif", photo)
+    photo = images.read_photo(tmp_path / "a.tif")
+    images.write_photo(tmp_path / "b.tif", photo)
     for path in (tmp_path / "a.tif", tmp_path / "b.tif"):
-        np.testing.assert_array_equal(media.read_image(path), np.rot90(upright[..., ::-1], -1))
+        np.testing.assert_array_equal(images.read_image(path), np.rot90(upright[..., ::-1], -1))
 
 
 def test_big_endian_tags_are_read() -> None:
@@ -154,9 +154,9 @@ def test_big_endian_tags_are_read() -> None:
 
 
 def test_damaged_metadata_does_not_cost_the_image(tmp_path: Path) -> None:
-    photo = media.Photo(pixels=noise(9, 9, 3), metadata=((cv2.IMAGE_METADATA_ICCP, b"nonsense"),))
-    media.write_photo(tmp_path / "a.png", photo)
-    np.testing.assert_array_equal(media.read_photo(tmp_path / "a.png").pixels, photo.pixels)
+    photo = images.Photo(pixels=noise(9, 9, 3), metadata=((cv2.IMAGE_METADATA_ICCP, b"nonsense"),))
+    images.write_photo(tmp_path / "a.png", photo)
+    np.testing.assert_array_equal(images.read_photo(tmp_path / "a.png").pixels, photo.pixels)
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -168,11 +168,11 @@ def png_claiming(width: int, height: int) -> bytes:
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_claiming(60_000, 60_000))
     with pytest.raises(InputError, match="60000x60000 pixels, more than the limit of 268 megapixels"):
-        media.read_photo(tmp_path / "a.png")
-    media.write_image(tmp_path / "b.png", noise(20, 20, 3))
+        images.read_photo(tmp_path / "a.png")
+    images.write_image(tmp_path / "b.png", noise(20, 20, 3))
     with pytest.raises(InputError, match="limit"):
-        media.read_image(tmp_path / "b.png", max_pixels=399)
-    assert media.read_image(tmp_path / "b.png", max_pixels=400).shape == (20, 20, 3)
+        images.read_image(tmp_path / "b.png", max_pixels=399)
+    assert images.read_image(tmp_path / "b.png", max_pixels=400).shape == (20, 20, 3)
 
 
 @pytest.mark.parametrize(
@@ -182,19 +182,19 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"a\.png") as caught:
-        media.read_photo(path)
+        images.read_photo(path)
     assert "\n" not in str(caught.value)
 
 
 def test_absent_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no such file"):
-        media.read_image(tmp_path / "a.png")
+        images.read_image(tmp_path / "a.png")
     with pytest.raises(MissingFileError, match="is a folder"):
-        media.read_image(tmp_path)
+        images.read_image(tmp_path)
     with pytest.raises(MissingFileError):
-        media.list_images(tmp_path / "none")
+        images.list_images(tmp_path / "none")
     with pytest.raises(OutputError, match="unknown image format"):
-        media.write_image(tmp_path / "a.gif", noise(3, 3, 3))
+        images.write_image(tmp_path / "a.gif", noise(3, 3, 3))
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -207,7 +207,7 @@ def test_any_mutation_is_read_or_our_error(tmp_path: Path, data: st.DataObject, 
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     with suppress(InputError):
-        assert media.read_photo(path, max_pixels=10**6).pixels.size
+        assert images.read_photo(path, max_pixels=10**6).pixels.size
 
 
 def test_lists_by_name_without_hidden_files(tmp_path: Path) -> None:
@@ -215,37 +215,37 @@ def test_lists_by_name_without_hidden_files(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "aa.jpg").mkdir()
-    assert [path.name for path in media.list_images(tmp_path)] == ["a.jpg", "b.PNG"]
-    assert [path.name for path in media.list_media(tmp_path, recursive=True)] == ["a.jpg", "b.PNG", "d.mp4", "e.tif"]
-    assert [path.name for path in media.list_media(tmp_path, "a*")] == ["a.jpg"]
+    assert [path.name for path in images.list_images(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [path.name for path in images.list_media(tmp_path, recursive=True)] == ["a.jpg", "b.PNG", "d.mp4", "e.tif"]
+    assert [path.name for path in images.list_media(tmp_path, "a*")] == ["a.jpg"]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp", ".png"])
 @pytest.mark.parametrize(("dtype", "white"), [(np.uint16, 65535), (np.float32, 1.0)])
 def test_what_a_format_cannot_hold_is_scaled(tmp_path: Path, suffix: str, dtype: type, white: float) -> None:
     pixels = np.full((16, 16, 3), 0.25 * white).astype(dtype)
-    media.write_photo(tmp_path / f"a{suffix}", media.Photo(pixels=pixels))
-    assert np.abs(media.read_image(tmp_path / f"a{suffix}").astype(int) - 64).max() <= 2
+    images.write_photo(tmp_path / f"a{suffix}", images.Photo(pixels=pixels))
+    assert np.abs(images.read_image(tmp_path / f"a{suffix}").astype(int) - 64).max() <= 2
 
 
 def test_transparency_is_not_lost_in_a_jpeg(tmp_path: Path) -> None:
     pixels = np.full((9, 9, 4), 255, np.uint8)
-    media.write_photo(tmp_path / "a.jpg", media.Photo(pixels=pixels))
+    images.write_photo(tmp_path / "a.jpg", images.Photo(pixels=pixels))
     pixels[4, 4, 3] = 0
     with pytest.raises(OutputError, match="no transparency"):
-        media.write_photo(tmp_path / "b.jpg", media.Photo(pixels=pixels))
+        images.write_photo(tmp_path / "b.jpg", images.Photo(pixels=pixels))
 
 
 def test_a_damaged_block_costs_no_other(tmp_path: Path) -> None:
     metadata = ((cv2.IMAGE_METADATA_ICCP, b"nonsense"), (cv2.IMAGE_METADATA_EXIF, SIDEWAYS))
-    media.write_photo(tmp_path / "a.png", media.Photo(pixels=noise(9, 9, 3), metadata=metadata))
-    assert dict(media.read_photo(tmp_path / "a.png").metadata) == {cv2.IMAGE_METADATA_EXIF: SIDEWAYS}
+    images.write_photo(tmp_path / "a.png", images.Photo(pixels=noise(9, 9, 3), metadata=metadata))
+    assert dict(images.read_photo(tmp_path / "a.png").metadata) == {cv2.IMAGE_METADATA_EXIF: SIDEWAYS}
 
 
 def test_pages_are_not_lost(tmp_path: Path) -> None:
     pages = [noise(9, 9, 3, seed=i) for i in range(3)]
     assert cv2.imwritemulti(str(tmp_path / "a.tif"), pages)
     with pytest.raises(InputError, match=r"a\.tif has 3 pages"):
-        media.read_photo(tmp_path / "a.tif")
+        images.read_photo(tmp_path / "a.tif")
     preview = b"II*\0" + struct.pack("<IHI", 8, 0, 14) + struct.pack("<HHHIII", 1, 254, 4, 1, 1, 8)
     assert page_count(preview) == 1

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from deblur_deploy.errors import InputError, OutputError
 from deblur_deploy.files import existing, writing_file
-from deblur_deploy.runtime.headers import pixel_size
-from deblur_deploy.runtime.tiff import Tags, as_exif, page_count, read_tags, unturned, with_tags
+from deblur_deploy.media.headers import pixel_size
+from deblur_deploy.media.tiff import Tags, as_exif, page_count, read_tags, unturned, with_tags
 
 Image = NDArray[np.uint8]
 

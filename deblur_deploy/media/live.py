@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from deblur_deploy.errors import InputError, MissingExtraError, OutputError
 from deblur_deploy.files import writing_file
-from deblur_deploy.runtime.media import MAX_PIXELS, VIDEO_SUFFIXES
+from deblur_deploy.media.images import MAX_PIXELS, VIDEO_SUFFIXES
 from deblur_deploy.runtime.streams import overlapped
 
 try:
