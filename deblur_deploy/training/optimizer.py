@@ -2,9 +2,8 @@
 
 Muon replaces the gradient of a weight matrix by the nearest orthogonal matrix, so that every direction is learnt at
 the same speed.  A plain convolution network without normalization needs that: its gradients are dominated by the mean
-brightness.  ``torch.optim.Muon`` takes matrices only; here convolutions are shown to it as matrices, and AdamW takes
-care of biases and of the 1x1 heads, as Muon's author advises (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
-Its steps are scaled to the size of AdamW's (Liu et al., Muon is Scalable, 2025): one learning rate serves both.
+brightness.  Muon takes matrices only; here convolutions are shown to it as matrices, and AdamW takes care of biases and
+of the 1x1 heads, as Muon's author advises.  Its steps are scaled to the size of AdamW's: one learning rate serves both.
 
 Pixels are between 0 and 1, never negative, so half of what the first convolution's weights do is the work of a bias.
 It therefore steps as if its input had 0.5 taken off, which is only another pair of coordinates for weights and bias.
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deblur_deploy.training.config import Kind
+from deblur_deploy.training.muon import Muon
 
 
 class Optimizer:
@@ -45,9 +45,7 @@ class Optimizer:
         others = [parameter for parameter in everything if id(parameter) not in chosen]
         self.parts: list[torch.optim.Optimizer] = []
         if self._matrices:
-            self.parts.append(
-                torch.optim.Muon(self._matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.parts.append(Muon(self._matrices, lr=rate, weight_decay=weight_decay))
         if kind == "adam":
             self.parts.append(torch.optim.Adam(others, lr=rate))
         else:
