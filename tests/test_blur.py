@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -14,11 +15,11 @@ from scipy.ndimage import convolve as reference_convolve
 from scipy.ndimage import shift as reference_shift
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.training import blur
+from deblur_deploy.training import kernels, motion
 from deblur_deploy.training.blur import BlurConfig, BlurPlan, draw_plan, synthesise
 from tests.photos import photo
 
-KINDS = ("shake", "object", "defocus", "gaussian", "measured", "sharp")
+KINDS = ("scene", "shake", "object", "defocus", "gaussian", "measured", "sharp")
 CLEAN = {"highlights": 0.0, "noisy": 0.0, "jpeg": 0.0}
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -54,9 +55,9 @@ def test_a_bright_point_keeps_its_light_and_its_place(kind: str) -> None:
         plan = draw_plan(config, rng)
         image = light(point)[0]
         if plan.poses is not None:
-            image = blur._warped(image, plan.poses).mean(0)
+            image = motion.warped(image, plan.poses).mean(0)
         if plan.kernel is not None:
-            image = blur.convolve(image[None], torch.from_numpy(plan.kernel)[None])[0]
+            image = kernels.convolve(image[None], torch.from_numpy(plan.kernel)[None])[0]
         assert image.sum().item() == pytest.approx(27, rel=1e-3)
         where = torch.arange(side, dtype=torch.float32)
         for axis in (1, 2):
@@ -103,7 +104,7 @@ def test_kernels_sum_to_one_and_paths_are_centred(seed: int, kind: str) -> None:
 def test_convolve_equals_scipy(side: int) -> None:
     rng = np.random.default_rng(side)
     image, kernel = rng.random((3, 40, 52), np.float32), rng.random((side, side), np.float32)
-    ours = blur.convolve(torch.from_numpy(image)[None], torch.from_numpy(kernel)[None])[0].numpy()
+    ours = kernels.convolve(torch.from_numpy(image)[None], torch.from_numpy(kernel)[None])[0].numpy()
     expected = np.stack([reference_convolve(plane, kernel, mode="wrap") for plane in image])
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
@@ -112,7 +113,7 @@ def test_convolve_equals_scipy(side: int) -> None:
 def test_a_shifted_pose_equals_scipys_shift(dx: float, dy: float) -> None:
     image = np.random.default_rng(0).random((1, 40, 52), np.float32)
     pose = np.array([[dx, dy, 0, 0]], np.float32)
-    ours = blur._warped(torch.from_numpy(image), pose, 4)[0, 0].numpy()
+    ours = motion.warped(torch.from_numpy(image), pose, 4)[0, 0].numpy()
     expected = reference_shift(image[0], (-dy, -dx), order=1, mode="nearest")[4:-4, 4:-4]
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
@@ -166,23 +167,26 @@ def test_noise_has_the_variance_that_was_drawn() -> None:
 
 
 def test_a_share_of_samples_has_a_flatter_curve() -> None:
-    config = BlurConfig(flatter=0.3)
+    config = BlurConfig(flatter=0.3, undecoded=0.2)
     gammas = np.array([draw_plan(config, np.random.default_rng(seed)).gamma for seed in range(400)])
     assert ((gammas >= 1) & (gammas <= 2.2)).all()
-    assert 0.2 < (gammas < 2.2).mean() < 0.4
+    assert 0.4 < (gammas < 2.2).mean() < 0.6
+    assert 0.13 < (gammas == 1).mean() < 0.27
 
 
 @settings(max_examples=15, deadline=None)
 @given(SEEDS)
 def test_the_seed_decides_whatever_batch_a_patch_is_in(seed: int) -> None:
-    config, sharp = BlurConfig(), patches(3, 96)
+    config = BlurConfig()
     plans = [draw_plan(config, np.random.default_rng((seed, i))) for i in range(3)]
+    sharp = patches(sum(plan.photographs for plan in plans), 96)
+    ends = [0, *accumulate(plan.photographs for plan in plans)]
     again = [draw_plan(config, np.random.default_rng((seed, i))) for i in range(3)]
     together = synthesise(sharp, plans, config.margin_px)
     repeated = synthesise(sharp, again, config.margin_px)
     assert all(torch.equal(a, b) for a, b in zip(together, repeated, strict=True))
     for i in range(3):
-        alone = synthesise(sharp[i : i + 1], plans[i : i + 1], config.margin_px)
+        alone = synthesise(sharp[ends[i] : ends[i + 1]], plans[i : i + 1], config.margin_px)
         for a, b in zip(alone, together, strict=True):
             # A vectorised sum may round differently at another place in memory: one level, rarely.
             assert (a[0].int() - b[i].int()).abs().max() <= 1
@@ -192,8 +196,9 @@ def test_the_seed_decides_whatever_batch_a_patch_is_in(seed: int) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_the_gpu_makes_the_same_blur() -> None:
-    config, sharp = msgspec.structs.replace(BlurConfig(), noisy=0.0), patches(8, 120)
+    config = msgspec.structs.replace(BlurConfig(), noisy=0.0)
     plans = [draw_plan(config, np.random.default_rng(i)) for i in range(8)]
+    sharp = patches(sum(plan.photographs for plan in plans), 120)
     here = synthesise(sharp, plans, config.margin_px)
     there = synthesise(sharp.cuda(), plans, config.margin_px)
     for a, b in zip(here, there, strict=True):
@@ -204,12 +209,12 @@ def test_measured_kernels_come_back_as_they_are_but_turned(tmp_path: Path) -> No
     kernel = np.zeros((2, 5, 5))
     kernel[0, 2, 3], kernel[1, 1, 1] = 4, 2
     np.savez(tmp_path / "kernels.npz", a=kernel, b=np.ones((3, 3)))
-    kernels = blur.load_kernels(str(tmp_path / "kernels.npz"))
-    assert [k.shape for k in kernels] == [(5, 5), (5, 5), (3, 3)]
-    assert all(k.sum() == pytest.approx(1) for k in kernels)
-    plan = draw_plan(only("measured"), np.random.default_rng(0), kernels[:1])
+    loaded = kernels.load_kernels(str(tmp_path / "kernels.npz"))
+    assert [k.shape for k in loaded] == [(5, 5), (5, 5), (3, 3)]
+    assert all(k.sum() == pytest.approx(1) for k in loaded)
+    plan = draw_plan(only("measured"), np.random.default_rng(0), loaded[:1])
     assert plan.kernel is not None
-    assert sorted(plan.kernel.flatten()) == sorted(kernels[0].flatten())
+    assert sorted(plan.kernel.flatten()) == sorted(loaded[0].flatten())
 
 
 @pytest.mark.parametrize(
@@ -224,13 +229,14 @@ def test_bad_kernels_are_an_input_error(content: object, said: str, tmp_path: Pa
     elif content is not None:
         np.savez(path, content)
     with pytest.raises(InputError, match=said):
-        blur.load_kernels(str(path))
+        kernels.load_kernels(str(path))
 
 
 @pytest.mark.parametrize(
     "change",
     [{"shake": 1.5}, dict.fromkeys(KINDS, 0.0), {"path_px": (5.0, 2.0)}, {"path_px": (1.0, 99.0)},
-     {"jpeg_quality": (0.5, 90.0)}, {"gamma": 0.0}, {"flatter": 2.0}, {"rotation_deg": -1.0}, {"zoom": float("nan")}],
+     {"jpeg_quality": (0.5, 90.0)}, {"gamma": 0.0}, {"flatter": 2.0}, {"undecoded": -1.0},
+     {"layers": 9}, {"rotation_deg": -1.0}, {"zoom": float("nan")}],
 )  # fmt: skip
 def test_a_bad_config_is_named(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="allowed"):

@@ -188,7 +188,9 @@ def test_pairs_stay_aligned_through_crop_and_turn(tmp_path: Path) -> None:
 def test_frames_average_light_around_their_middle(gamma: float, tmp_path: Path) -> None:
     paths = [write_frames(tmp_path, 15) / f"frame{i}.png" for i in range(15)]
     for seed in range(20):
-        patch = Frames(paths, blur=BlurConfig(gamma=gamma, flatter=0)).draw(np.random.default_rng(seed), 8, 0)
+        patch = Frames(paths, blur=BlurConfig(gamma=gamma, flatter=0, undecoded=0)).draw(
+            np.random.default_rng(seed), 8, 0
+        )
         middle = int(patch.sharp[0, 0, 0]) // 10
         assert patch.blurred is not None
         means = {

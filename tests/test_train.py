@@ -173,7 +173,7 @@ def step_of(state: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "atol"), [("adamw", 1e-4), ("muon", 5e-3)])  # Muon's iteration is in bf16
+@pytest.mark.parametrize(("optimizer", "atol"), [("adamw", 1e-4), ("muon", 5e-4)])
 def test_two_processes_give_the_loss_curve_of_one(data: Path, tmp_path: Path, optimizer: str, atol: float) -> None:
     stages = ("0.5:8x24", "0.5:4x40", "--optimizer", optimizer)
     one = cli(*arguments(data, tmp_path / "one", *stages))

@@ -22,13 +22,15 @@ from deblur_deploy.cli.watching import Watcher
 from deblur_deploy.evaluation.quality import PairSet
 from deblur_deploy.files import refuse_existing
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+from deblur_deploy.training.bank import Bank, bank_folder
 from deblur_deploy.training.batches import Batches
-from deblur_deploy.training.blur import BlurConfig, load_kernels
+from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.config import Stage, TrainConfig
 from deblur_deploy.training.discovery import Found, find_sources, inspect
 from deblur_deploy.training.figures import as_pairs, before_after, learning_curve, preview
 from deblur_deploy.training.grow import grown
+from deblur_deploy.training.kernels import load_kernels
 from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs
 from deblur_deploy.training.train import Trainer, make_accelerator
 from deblur_deploy.training.unet import PRESETS, Preset, UNet, parameter_count
@@ -50,6 +52,8 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Folder of the run: checkpoints, state, log.csv, figures."""
     frames: tuple[str, ...] = ()
     """Folders of consecutive frames (200 a second or more), or videos; an odd number of them averages to one blur."""
+    video: tuple[str, ...] = ()
+    """The same at any rate; blur is made along the motion between neighbours, found by optical flow."""
     frames_window: tuple[int, int] = WINDOW
     """Fewest and most frames that average to one blur."""
     val: tuple[Path, ...] = ()
@@ -72,6 +76,9 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """VGG19 weights in torchvision's layout, for the perceptual loss."""
     cache_gb: float = 2.0
     """Memory for decoded images, all processes together."""
+    bank_gb: float = 4.0
+    """Disk for patches that are blurred ahead, in the cache folder (DEBLUR_CACHE moves it); 0 makes each batch when it
+    is needed, as is done on a GPU, which blurs by itself."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig()
     blur: BlurConfig = BlurConfig()
 
@@ -82,8 +89,8 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("resume is given with force; allowed: one of the two")
         if not 3 <= self.frames_window[0] <= self.frames_window[1]:
             raise ValueError(f"frames_window is {self.frames_window}; allowed: (fewest, most) with 3 <= fewest <= most")
-        if self.preview < 0 or self.cache_gb < 0:
-            raise ValueError("preview or cache_gb is negative; allowed: 0 or more")
+        if min(self.preview, self.cache_gb, self.bank_gb) < 0:
+            raise ValueError("preview, cache_gb or bank_gb is negative; allowed: 0 or more")
 
 
 def parse(argv: Sequence[str] | None) -> TrainCommand:
@@ -118,6 +125,7 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
         found = find_sources(
             command.inputs,
             command.frames,
+            command.video,
             frames_folder=out / "frames",
             cache=cache,
             window=command.frames_window,
@@ -142,15 +150,19 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     trainer = Trainer(
         model, config, out, accelerator=accelerator, data_id=_identity(found, batches), vgg_weights=command.vgg_weights
     )
-    console.print(f"on {trainer.device} x {accelerator.num_processes}, {config.precision}, {config.steps} steps")
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    console.print(f"on {trainer.device} x {accelerator.num_processes}, {precision}, {config.steps} steps")
     if command.resume:
         trainer.load_state()
         console.print(f"resuming at step {trainer.step} of {config.steps}")
     elif accelerator.is_main_process:
         for name in ("state.safetensors", "best.safetensors", "last.safetensors", "log.csv"):
             (out / name).unlink(missing_ok=True)
+    feed: Batches | Bank = batches
+    if command.bank_gb and trainer.device.type == "cpu":
+        feed = Bank(batches, bank_folder(), trainer.data_id, int(command.bank_gb * 2**30))
     with Watcher(console, config, trainer.step) as watcher:
-        trainer.run(batches, sets, watcher if accelerator.is_main_process else None)
+        trainer.run(feed, sets, watcher if accelerator.is_main_process else None)
     if trainer.step < config.steps:
         console.print(
             f"stopped at step {trainer.step}, everything is saved; go on with\n  {escape(again)}", soft_wrap=True

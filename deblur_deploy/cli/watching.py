@@ -13,6 +13,8 @@ from deblur_deploy.training.config import TrainConfig
 from deblur_deploy.training.train import Progress
 
 _MANY_DEAD = 0.2
+_BUSY = 0.2
+"""Share of the processors that others may take before it is worth a line."""
 
 
 class Watcher:
@@ -22,6 +24,7 @@ class Watcher:
         self.console, self.every = console, config.log_every
         self.loss, self.psnr = 0.0, ""
         self.reported: set[str] = set()
+        self.complained = False
         columns = (BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, speed_estimate_period=120, disable=not console.is_terminal)
         self.task = self.bar.add_task("train", total=config.steps, completed=done, text="starting")
@@ -51,10 +54,18 @@ class Watcher:
         if progress.dead is not None and progress.dead > _MANY_DEAD:
             text = f"{progress.dead:.0%} of the channels never fire and learn no more: lower --learning-rate"
             self.console.print(f"[yellow]note[/]: {text}", soft_wrap=True)
+        if progress.processors and progress.processors.others > _BUSY and not self.complained:
+            text = (
+                f"other processes take {progress.processors.others:.0%} of the processors, and each step waits for them"
+            )
+            self.console.print(f"[yellow]note[/]: {text}: end or pause them", soft_wrap=True)
+            self.complained = True
         if progress.quality:
             mean = sum(result.mean.psnr for result in progress.quality.values()) / len(progress.quality)
             self.psnr = f", PSNR {mean:.2f}"
         text = f"loss {self.loss:.4f}{self.psnr}, {progress.images_per_s:.1f} images/s"
         self.bar.update(self.task, completed=progress.step, text=text)
         if not self.console.is_terminal and progress.step % self.every == 0:
-            self.console.print(f"step {progress.step}: {text}, waiting for data {progress.waiting:.0%} of the time")
+            shares = progress.processors
+            had = f", network {shares.network:.0%} of the processors, others {shares.others:.0%}" if shares else ""
+            self.console.print(f"step {progress.step}: {text}, waiting for data {progress.waiting:.0%}{had}")

@@ -125,7 +125,9 @@ class Cache:
 
     def shrink(self) -> None:
         """Remove entries until the rest fits, those that were not used for longest first."""
-        entries = sorted((*_usage(path), path) for path in self.folder.iterdir() if path.is_dir())
+        entries = sorted(
+            (*_usage(path), path) for path in self.folder.iterdir() if path.is_dir() and path.name != "bank"
+        )
         total = sum(size for _, size, _ in entries)
         for _, size, path in entries:
             if total <= self.max_bytes:

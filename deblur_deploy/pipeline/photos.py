@@ -24,6 +24,7 @@ _VERIFY = ("astronaut.png", "coffee.png", "rocket.jpg", "ihc.png")
 _CALIBRATE = ("chelsea.png", "motorcycle_left.png", "motorcycle_right.png", "hubble_deep_field.jpg", "retina.jpg")
 # Every share is written out: these photographs must not change with the defaults of training.
 _BLUR = BlurConfig(
+    scene=0,
     shake=0.42,
     object=0.14,
     defocus=0.10,
@@ -33,6 +34,7 @@ _BLUR = BlurConfig(
     noisy=0.7,
     jpeg=0,
     flatter=0,
+    undecoded=0,
     highlights=0,
     path_px=(6, 16),
     defocus_radius_px=(1.5, 3),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from deblur_deploy.errors import DeblurError, InputError
 from deblur_deploy.media.images import Image
-from deblur_deploy.training.blur import Array, BlurConfig, BlurPlan, draw_plan, synthesise
+from deblur_deploy.training.blur import BlurConfig, BlurPlan, draw_plan, synthesise
+from deblur_deploy.training.kernels import Array
 from deblur_deploy.training.sources import Patch, Source
 
 Stages = list[tuple[int, int, int]]
@@ -66,6 +67,7 @@ class Batches(Dataset[Batch]):
             raise InputError("no training data: give photographs, pairs or frames")
         if uneven := [count for _, count, _ in stages if count % world]:
             raise InputError(f"a stage has {uneven[0]} patches, which {world} processes cannot share equally")
+        self.weighted = weighted
         self.sources = [source for source, _ in weighted]
         shares = np.array([share for _, share in weighted], np.float64)
         self.shares = shares / shares.sum()
@@ -83,31 +85,41 @@ class Batches(Dataset[Batch]):
         drawn = [self._draw(step, index, side) for index in range(self.rank, count, self.world)]
         # Photographs come first, so that their blur is one batch.
         drawn.sort(key=lambda item: item[1] is None)
-        pairs = [(patch.blurred, patch.sharp) for patch, _ in drawn if patch.blurred is not None]
-        photographs = [patch.sharp for patch, plan in drawn if plan is not None]
+        pairs = [(patches[0].blurred, patches[0].sharp) for patches, plan in drawn if plan is None]
+        photographs = [patch.sharp for patches, plan in drawn if plan is not None for patch in patches]
         batch = Batch(
-            blurred=_stacked([blurred for blurred, _ in pairs], side),
+            blurred=_stacked([blurred for blurred, _ in pairs if blurred is not None], side),
             sharp=_stacked([sharp for _, sharp in pairs], side),
             unblurred=_stacked(photographs, side + 2 * self.blur.margin_px),
             plans=[plan for _, plan in drawn if plan is not None],
-            names=[patch.name for patch, _ in drawn],
+            names=[patches[0].name for patches, _ in drawn],
             unreadable={str(path): why for source in self.sources for path, why in source.cache.unreadable.items()},
         )
         return batch.finished(self.blur) if self.blur_here else batch
 
-    def _draw(self, step: int, index: int, side: int) -> tuple[Patch, BlurPlan | None]:
+    def _draw(self, step: int, index: int, side: int) -> tuple[list[Patch], BlurPlan | None]:
+        """A finished pair alone, or the photographs that a plan takes."""
         rng = np.random.default_rng((self.seed, step, index))
-        patch = self.sources[rng.choice(len(self.sources), p=self.shares)].draw(rng, side, self.blur.margin_px)
-        return patch, draw_plan(self.blur, rng, self.kernels) if patch.blurred is None else None
+        source = self.sources[rng.choice(len(self.sources), p=self.shares)]
+        patch = source.draw(rng, side, self.blur.margin_px)
+        if patch.blurred is not None:
+            return [patch], None
+        plan = draw_plan(self.blur, rng, self.kernels)
+        more = [source.draw(rng, side, self.blur.margin_px) for _ in range(plan.photographs - 1)]
+        return [patch, *more], plan
 
     def load(self, first: int, last: int, workers: int) -> Iterator[Batch]:
         """Batches ``first`` to ``last - 1`` in order, made ahead by ``workers`` processes (0: in this one)."""
+        return self.load_these(range(first, last), workers)
+
+    def load_these(self, steps: Sequence[int], workers: int) -> Iterator[Batch]:
+        """The batches of ``steps``, in order."""
         with warnings.catch_warnings():
             # On how many workers suit how many cores; that was the caller's choice.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             loader = DataLoader(
                 _Forgiving(self),
-                sampler=range(first, last),
+                sampler=steps,
                 batch_size=None,
                 collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one item, not a list
                 num_workers=workers,

@@ -8,8 +8,19 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from deblur_deploy.runtime.hardware import bf16_flags
+
 Kind = Literal["muon", "adamw", "adam"]
 """Which optimizer; see ``training.optimizer``."""
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""Arithmetic of forward and backward passes; see ``uses_bf16``."""
+
+
+def uses_bf16(precision: Precision, *, cuda: bool) -> bool:
+    """Whether ``precision`` is bf16 here: auto is, where GPU or processor has it; emulated it is 15 times slower."""
+    return precision == "bf16" or (precision == "auto" and (cuda or bf16_flags()))
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,10 +86,13 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Seed of data order, blur and initial weights."""
     workers: int = 1
     """Processes that make batches ahead."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of forward and backward passes."""
+    precision: Precision = "auto"
+    """Arithmetic of forward and backward passes; auto is bf16 where the processor or GPU has it, as emulating it takes
+    fifteen times as long as fp32."""
     validate_every: int = 1000
     """Steps between validations."""
+    validate_px: tuple[int, int] = (768, 512)
+    """Width and height of the middle of each pair that they look at, so that they take seconds; 0 0 is all of it."""
     log_every: int = 50
     """Steps between lines of log.csv."""
     save_every_s: float = 60
@@ -93,6 +107,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; allowed: 0 or more, below 1")
+        if min(self.validate_px) < 0:
+            raise ValueError(f"validate_px is {self.validate_px}; allowed: 0 or more")
         if not self.stages:
             raise ValueError("stages is empty; allowed: one or more")
 
@@ -110,5 +126,5 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def same_run(self, other: TrainConfig) -> bool:
         """Whether both lead to the same weights, so that one may go on where the other stopped."""
-        free = {"workers": 0, "validate_every": 1, "log_every": 1, "save_every_s": 0.0}
+        free = {"workers": 0, "validate_px": (0, 0), "validate_every": 1, "log_every": 1, "save_every_s": 0.0}
         return msgspec.structs.replace(self, **free) == msgspec.structs.replace(other, **free)

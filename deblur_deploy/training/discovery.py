@@ -22,9 +22,10 @@ from deblur_deploy.evaluation.pairs import find_pairs, holds_pairs
 from deblur_deploy.files import writing_folder
 from deblur_deploy.media.images import IMAGE_SUFFIXES, list_images
 from deblur_deploy.training.blur import BlurConfig
+from deblur_deploy.training.film import Film
 from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs, Photos, Source
 
-Kind = Literal["photos", "pairs", "frames"]
+Kind = Literal["photos", "pairs", "frames", "video"]
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 SLOW_FPS = 120
 """Below this many frames a second an average of frames shows ghosts instead of blur."""
@@ -50,27 +51,32 @@ class Found:
 def find_sources(
     inputs: Sequence[str],
     frames: Sequence[str],
+    video: Sequence[str] = (),
     *,
     frames_folder: Path,
     cache: ImageCache | None = None,
     window: tuple[int, int] = WINDOW,
     blur: BlurConfig | None = None,
 ) -> list[Found]:
-    """What ``inputs`` (kind detected) and ``frames`` (consecutive frames, video) hold; each ``PATH`` or ``PATH=SHARE``.
+    """What ``inputs`` (kind detected), ``frames`` (of a fast camera) and ``video`` (at any rate) hold.
+
+    Each is ``PATH`` or ``PATH=SHARE``; ``frames`` and ``video`` are folders of consecutive frames, or video files.
 
     Inputs without a share divide equally what the others leave of 1.  Videos are unpacked into ``frames_folder``,
     once.  ``window``: fewest and most frames that are averaged, with the gammas of ``blur``.
 
     Raises MissingFileError or InputError that names what is not there or not usable.
     """
-    texts = [*inputs, *frames]
+    groups: list[tuple[Sequence[str], Kind | None]] = [(inputs, None), (frames, "frames"), (video, "video")]
+    texts = [text for group, _ in groups for text in group]
+    kinds = [kind for group, kind in groups for _ in group]
     if not texts:
-        raise InputError("no training data: give folders of photographs, pairs, or --frames")
+        raise InputError("no training data: give folders of photographs, pairs, --frames or --video")
     paths, shares = zip(*(_path_and_share(text) for text in texts), strict=True)
     cache = cache or ImageCache()
     found = []
-    for path, share, explicit in zip(paths, _filled(shares), [False] * len(inputs) + [True] * len(frames), strict=True):
-        kind, note = ("frames" if explicit else _kind(path)), ""
+    for path, share, given in zip(paths, _filled(shares), kinds, strict=True):
+        kind, note = given or _kind(path), ""
         if not path.exists():
             raise MissingFileError(f"no such file or folder: {path}")
         if kind == "pairs":
@@ -79,7 +85,10 @@ def find_sources(
             sources = (Photos(_photographs(path), cache),)
         else:
             sequences, note = _sequences(path, frames_folder)
-            sources = tuple(Frames(sequence, cache, window, blur or BlurConfig()) for sequence in sequences)
+            blur = blur or BlurConfig()
+            slow = kind == "video"
+            sources = tuple(Film(s, cache, blur) if slow else Frames(s, cache, window, blur) for s in sequences)
+            note = "" if slow else note
         found.append(Found(path=path, kind=kind, share=share, sources=sources, note=note))
     return found
 
@@ -223,4 +232,6 @@ def unpack_video(path: Path, folder: Path) -> tuple[Path, str]:
     except av.FFmpegError as error:
         raise InputError(f"{path} cannot be read as a video ({error}); it may be damaged") from None
     slow = f"{path} says {rate:g} frames a second; below {SLOW_FPS} their average shows ghosts instead of blur, "
-    return target, (slow + "unless it is slow motion of a fast camera") if 0 < rate < SLOW_FPS else ""
+    return target, (
+        slow + "unless it is slow motion of a fast camera; give it as --video"
+    ) if 0 < rate < SLOW_FPS else ""

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+import psutil
+
 from deblur_deploy.errors import OutputError
 from deblur_deploy.files import writing_file
+from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.training.validation import SetQuality
 
-COLUMNS = ("step", "loss", "learning_rate", "images_per_s", "waiting", "dead")
+COLUMNS = ("step", "loss", "learning_rate", "images_per_s", "waiting", "network", "others", "dead")
 SET_COLUMNS = ("psnr_blurred", "psnr", "ssim", "gain_db", "worst_gain_db")
+
+
+@dataclass(frozen=True)
+class Processors:
+    """Who had this machine's processors, as shares of all that they can do."""
+
+    network: float
+    """This process while it was not waiting for data: forward, backward, optimizer (and its threads' spinning)."""
+    others: float
+    """Everything but this process and those that it started."""
+
+
+def _seconds() -> tuple[float, float, float]:
+    """Processor seconds so far of this process, of it and its children, and of everything on the machine."""
+    family = sum(os.times()[:4])  # those that ended are counted there
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            family += sum(child.cpu_times()[:2])
+    machine = psutil.cpu_times()
+    return time.process_time(), family, sum(machine) - machine.idle - getattr(machine, "iowait", 0.0)
 
 
 @dataclass
@@ -26,20 +50,26 @@ class Clock:
     waited_s: float = 0.0
     images: int = 0
     losses: list[float] = field(default_factory=list)
+    unused_s: float = 0.0
+    """Processor seconds of this process that were no training step."""
+    _born: float = field(default_factory=time.perf_counter)
+    _before: tuple[float, float, float] = field(default_factory=_seconds)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around what is not training but waiting for data."""
-        since = time.perf_counter()
+        since, own = time.perf_counter(), time.process_time()
         yield
         self.waited_s += time.perf_counter() - since
+        self.unused_s += time.process_time() - own
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Around what is no training step."""
-        since = time.perf_counter()
+        since, own = time.perf_counter(), time.process_time()
         yield
         self.started += time.perf_counter() - since
+        self.unused_s += time.process_time() - own
 
     @property
     def images_per_s(self) -> float:
@@ -48,6 +78,16 @@ class Clock:
     @property
     def share_waiting(self) -> float:
         return self.waited_s / (time.perf_counter() - self.started)
+
+    def processors(self) -> Processors | None:
+        """Who had the processors; None where this process may not use all of the machine's, so that it cannot tell."""
+        cores = usable_cores()
+        if cores != psutil.cpu_count():
+            return None
+        own, family, machine = (now - before for now, before in zip(_seconds(), self._before, strict=True))
+        now = time.perf_counter()
+        network = (own - self.unused_s) / (cores * (now - self.started))
+        return Processors(min(network, 1.0), max(machine - family, 0.0) / (cores * (now - self._born)))
 
 
 class Log:
@@ -68,12 +108,15 @@ class Log:
         self, step: int, learning_rate: float, clock: Clock, quality: dict[str, SetQuality], dead: float | None
     ) -> None:
         """Add one line, ``dead`` being the share of dead channels; raises OutputError if the disk is full."""
+        processors = clock.processors()
         row: dict[str, object] = {
             "step": step,
             "loss": f"{fmean(clock.losses):.6f}",
             "learning_rate": f"{learning_rate:.3g}",
             "images_per_s": f"{clock.images_per_s:.2f}",
             "waiting": f"{clock.share_waiting:.3f}",
+            "network": "" if processors is None else f"{processors.network:.3f}",
+            "others": "" if processors is None else f"{processors.others:.3f}",
             "dead": "" if dead is None else f"{dead:.3f}",
         }
         for name, result in quality.items():

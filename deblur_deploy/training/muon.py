@@ -1,9 +1,9 @@
 """Muon: momentum whose matrix is replaced by the nearest orthogonal one (Jordan et al. 2024, kellerjordan.github.io).
 
 ``torch.optim.Muon`` iterates on the whole matrix in bfloat16, which a processor without such arithmetic emulates: a
-step of ``hd`` then takes three seconds instead of a third of one.  Here the same quintic Newton-Schulz iteration runs in
-float32 on the small square matrix of products between rows, as all of its factors are polynomials of that matrix and
-commute; the long matrix itself is multiplied twice, not ten times.
+step of ``hd`` then takes three seconds instead of a third of one.  Here the same quintic Newton-Schulz iteration runs
+in float32 on the small square matrix of products between rows, as all of its factors are polynomials of that matrix
+and commute; the long matrix itself is multiplied twice, not ten times.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """``matrix`` (rows, columns) with all singular values near 1 (0.5 to 1.3), as five Newton-Schulz steps leave them."""
+    """``matrix`` with its singular values near 1 (0.5 to 1.3), as five Newton-Schulz steps leave them."""
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T).T
     normed = matrix / matrix.norm().clamp(min=1e-7)

@@ -86,14 +86,17 @@ class Photos:
         return self.paths
 
     def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:
-        index, (image,) = _readable(rng, len(self.paths), lambda i: [self.paths[i]], self.cache)
-        wanted = side_px + 2 * margin_px
+        # Of two, the one with more detail: skies and what a lens left soft teach little.
+        return max((self._draw(rng, side_px + 2 * margin_px) for _ in range(2)), key=lambda drawn: detail(drawn.sharp))
+
+    def _draw(self, rng: np.random.Generator, wanted: int) -> Patch:
+        index, (image,) = readable(rng, len(self.paths), lambda i: [self.paths[i]], self.cache)
         smallest = max(wanted / min(image.shape[:2]), 0.25)
         scale = float(np.exp(rng.uniform(np.log(smallest), 0))) if smallest < 1 and rng.random() < 0.7 else 1.0
         crop = _crop(rng, image, min(int(np.ceil(wanted / scale)), min(image.shape[:2])) if scale < 1 else wanted)
         if scale < 1:
             crop = np.asarray(cv2.resize(crop, (wanted, wanted), interpolation=cv2.INTER_AREA), np.uint8)
-        return Patch(str(self.paths[index]), _turned(rng, _reflected(crop, wanted)))
+        return Patch(str(self.paths[index]), _turned(rng, reflected(crop, wanted)))
 
 
 @dataclass
@@ -107,16 +110,16 @@ class Pairs:
         return [path for pair in self.paths for path in pair]
 
     def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:  # noqa: ARG002
-        index, (blurred, sharp) = _readable(rng, len(self.paths), lambda i: self.paths[i], self.cache)
+        index, (blurred, sharp) = readable(rng, len(self.paths), lambda i: self.paths[i], self.cache)
         name = str(self.paths[index][0])
         if blurred.shape != sharp.shape:
             raise InputError(
                 f"{name} has {blurred.shape[1]}x{blurred.shape[0]} pixels but {self.paths[index][1]} "
                 f"{sharp.shape[1]}x{sharp.shape[0]}; sizes must agree"
             )
-        top, left = _corner(rng, sharp, side_px)
+        top, left = corner(rng, sharp, side_px)
         both = [image[top : top + side_px, left : left + side_px] for image in (blurred, sharp)]
-        return _pair(rng, name, _reflected(np.concatenate(both, axis=2), side_px))
+        return mirrored_pair(rng, name, reflected(np.concatenate(both, axis=2), side_px))
 
 
 @dataclass
@@ -136,11 +139,11 @@ class Frames:
     def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:  # noqa: ARG002
         half = int(rng.integers(self.window[0] // 2, (min(self.window[1], len(self.paths)) - 1) // 2 + 1))
         size = 2 * half + 1
-        first, frames = _readable(rng, len(self.paths) - size + 1, lambda i: self.paths[i : i + size], self.cache)
+        first, frames = readable(rng, len(self.paths) - size + 1, lambda i: self.paths[i : i + size], self.cache)
         name = self.paths[first + half]
         if any(frame.shape != frames[half].shape for frame in frames):
             raise InputError(f"the frames around {name} differ in size; one folder is one sequence")
-        top, left = _corner(rng, frames[half], side_px)
+        top, left = corner(rng, frames[half], side_px)
         crops = [frame[top : top + side_px, left : left + side_px] for frame in frames]
         gamma = draw_gamma(self.blur, rng)
         table = ((np.arange(256) / 255) ** gamma).astype(np.float32)
@@ -148,10 +151,15 @@ class Frames:
         for crop in crops:
             cv2.accumulate(cv2.LUT(crop, table), light)
         blurred = np.rint((light / len(crops)) ** (1 / gamma) * 255).astype(np.uint8)
-        return _pair(rng, str(name), _reflected(np.concatenate([blurred, crops[half]], axis=2), side_px))
+        return mirrored_pair(rng, str(name), reflected(np.concatenate([blurred, crops[half]], axis=2), side_px))
 
 
-def _readable(
+def detail(image: Image) -> float:
+    """How much changes from pixel to pixel: mean absolute Laplacian, in levels."""
+    return float(np.abs(cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_16S)).mean())
+
+
+def readable(
     rng: np.random.Generator, count: int, paths: Callable[[int], Sequence[Path]], cache: ImageCache
 ) -> tuple[int, list[Image]]:
     """A random index below ``count`` and the images at ``paths(index)``; another one while a file cannot be read."""
@@ -165,17 +173,21 @@ def _readable(
     raise InputError(f"{len(cache.unreadable)} or more training files cannot be read, first: {reason}")
 
 
-def _corner(rng: np.random.Generator, image: Image, side: int) -> tuple[int, int]:
+def corner(rng: np.random.Generator, image: Image, side: int) -> tuple[int, int]:
+    """Top and left of a random crop; of two, the one with more detail, as walls and skies teach little."""
     height, width = image.shape[:2]
-    return int(rng.integers(max(height - side, 0) + 1)), int(rng.integers(max(width - side, 0) + 1))
+    two = [
+        (int(rng.integers(max(height - side, 0) + 1)), int(rng.integers(max(width - side, 0) + 1))) for _ in range(2)
+    ]
+    return max(two, key=lambda place: detail(image[place[0] : place[0] + side, place[1] : place[1] + side]))
 
 
 def _crop(rng: np.random.Generator, image: Image, side: int) -> Image:
-    top, left = _corner(rng, image, side)
+    top, left = corner(rng, image, side)
     return image[top : top + side, left : left + side]
 
 
-def _reflected(image: Image, side: int) -> Image:
+def reflected(image: Image, side: int) -> Image:
     """Filled up to ``side`` by reflection, for photographs smaller than the patch."""
     height, width = image.shape[:2]
     if height >= side and width >= side:
@@ -190,7 +202,7 @@ def _turned(rng: np.random.Generator, image: Image) -> Image:
     return np.ascontiguousarray(turned[:, ::-1] if which >= 4 else turned)
 
 
-def _pair(rng: np.random.Generator, name: str, both: Image) -> Patch:
+def mirrored_pair(rng: np.random.Generator, name: str, both: Image) -> Patch:
     # Real motion knows up from down, so it is mirrored but not turned; blur that is made has no such preference.
     both = np.ascontiguousarray(both[:, ::-1]) if rng.random() < 0.5 else both
     return Patch(name, sharp=both[..., 3:], blurred=both[..., :3])

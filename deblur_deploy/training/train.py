@@ -21,10 +21,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deblur_deploy.errors import InputError, ModelError, TrainingError
 from deblur_deploy.files import existing
+from deblur_deploy.training.bank import Bank
 from deblur_deploy.training.batches import Batch, Batches
 from deblur_deploy.training.checkpoint import save_checkpoint, save_tensors
-from deblur_deploy.training.config import TrainConfig
-from deblur_deploy.training.log import Clock, Log
+from deblur_deploy.training.config import TrainConfig, uses_bf16
+from deblur_deploy.training.log import Clock, Log, Processors
 from deblur_deploy.training.losses import parse_loss
 from deblur_deploy.training.optimizer import Optimizer
 from deblur_deploy.training.supervision import Supervised
@@ -46,6 +47,8 @@ class Progress:
     """Patches a second since the last log line."""
     waiting: float
     """Share of that time spent waiting for data."""
+    processors: Processors | None = None
+    """Who had the machine's processors meanwhile; None where that cannot be told."""
     quality: dict[str, SetQuality] = field(default_factory=dict)
     """The validation, on the steps that had one."""
     dead: float | None = None
@@ -95,7 +98,7 @@ class Trainer:
         self._stop = self._asked_to_stop = False
 
     def run(
-        self, batches: Batches, sets: PairSets, watch: Callable[[Progress], None] | None = None
+        self, batches: Batches | Bank, sets: PairSets, watch: Callable[[Progress], None] | None = None
     ) -> dict[str, SetQuality]:
         """Train to the last step, or until a signal asks to stop; returns the last validation.
 
@@ -104,7 +107,8 @@ class Trainer:
         """
         config, quality = self.config, dict[str, SetQuality]()
         main = self.accelerator.is_main_process
-        batches.blur_here = self.device.type != "cuda"
+        if isinstance(batches, Batches):
+            batches.blur_here = self.device.type != "cuda"
         log = Log(self.out / "log.csv", list(sets), from_step=self.step) if main else None
         loader = batches.load(self.step, config.steps, config.workers)
         saved, clock = time.monotonic(), Clock()
@@ -119,7 +123,7 @@ class Trainer:
                 last = self.step == config.steps
                 due = main and (last or self.step % config.validate_every == 0)
                 with clock.paused():
-                    checked = validate(self.averaged(), sets) if due else {}
+                    checked = validate(self.averaged(), sets, config.validate_px) if due else {}
                     dead = dead_share(self.averaged(), batch.blurred.float() / 255) if due else None
                 quality = checked or quality
                 if due:
@@ -131,6 +135,7 @@ class Trainer:
                             loss=loss,
                             images_per_s=clock.images_per_s,
                             waiting=clock.share_waiting,
+                            processors=clock.processors() if self.step % config.log_every == 0 else None,
                             quality=checked,
                             dead=dead,
                             unreadable=batch.unreadable,
@@ -262,8 +267,9 @@ class Trainer:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Device placement, mixed precision and processes (as ``accelerate launch`` asks for, or just this one)."""
-    precision = "bf16" if config.precision == "bf16" else "no"
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    cuda = torch.cuda.is_available()
+    precision = "bf16" if uses_bf16(config.precision, cuda=cuda) else "no"
+    return Accelerator(cpu=not cuda, mixed_precision=precision)
 
 
 def averaging(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from deblur_deploy.evaluation.quality import Pair, Quality, mean_quality, measure
@@ -24,7 +25,7 @@ class TorchRestorer:
     @torch.inference_mode()
     def __call__(self, image: Image) -> Image:
         device = next(self.model.parameters()).device
-        batch = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
+        batch = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
         levels = (self.model(batch).clamp(0, 1) * 255).round().to(torch.uint8)
         restored: Image = levels[0].permute(1, 2, 0).contiguous().cpu().numpy()
         return restored
@@ -41,11 +42,20 @@ class SetQuality:
     """Which image that is."""
 
 
-def validate(model: UNet, sets: PairSets) -> dict[str, SetQuality]:
-    """Quality of ``model`` on each named set of pairs."""
+def middle(pair: Pair, width: int, height: int) -> Pair:
+    """The middle of a pair, at most ``width`` x ``height``; 0 is no limit."""
+    inside = tuple(
+        slice((have - want) // 2, (have - want) // 2 + want) if 0 < want < have else slice(None)
+        for have, want in zip(pair.sharp.shape, (height, width), strict=False)
+    )
+    return replace(pair, blurred=pair.blurred[inside], sharp=pair.sharp[inside])
+
+
+def validate(model: UNet, sets: PairSets, side_px: tuple[int, int] = (0, 0)) -> dict[str, SetQuality]:
+    """Quality of ``model`` on each named set of pairs, or on the middle of each pair (width, height; 0 is all)."""
     restorer, found = TorchRestorer(model), {}
     for name, pairs in sets.items():
-        rows = [(pair.name, measure(restorer, pair)) for pair in pairs]
+        rows = [(pair.name, measure(restorer, middle(pair, *side_px))) for pair in pairs]
         worst, quality = min(rows, key=lambda row: row[1].gain_db)
         found[name] = SetQuality(mean=mean_quality(row for _, row in rows), worst_gain_db=quality.gain_db, worst=worst)
     return found

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 import tyro
 
-from deblur_deploy.training.config import Kind, Stage, TrainConfig
+from deblur_deploy.training.config import Kind, Precision, Stage, TrainConfig
 
 Importance = Literal["magnitude", "taylor", "activation"]
 Target = Literal["macs", "parameters"]
@@ -43,7 +43,7 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     features: float = 0.01
     """Weight of the relative squared error of the decoder's features against the unpruned network's; a
     network of your own (--model) has none that are known."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     """Arithmetic of training."""
     workers: int = 1
     """Processes that make batches ahead."""

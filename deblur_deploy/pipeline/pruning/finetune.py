@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from deblur_deploy.errors import TrainingError
 from deblur_deploy.pipeline.pruning.config import RecoverConfig
 from deblur_deploy.pipeline.pruning.recover import batches_for
+from deblur_deploy.training.config import uses_bf16
 from deblur_deploy.training.losses import parse_loss
 from deblur_deploy.training.optimizer import Optimizer
 from deblur_deploy.training.train import averaging
@@ -53,12 +54,13 @@ def finetune(
     optimizer = Optimizer(training.optimizer, model.parameters(), rate=rate, weight_decay=decay)
     batches = batches_for(config, training, folder)
     batches.blur_here = device.type != "cuda"
+    bf16 = uses_bf16(config.precision, cuda=device.type == "cuda")
     start, done = time.monotonic(), 0.0
 
     def restored(net: nn.Module, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         try:
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 result: Tensor = net(pad_to_multiple(images, divisor))
         except RuntimeError as error:  # it is somebody else's network
             reason = " ".join(str(error).split())[:200]
