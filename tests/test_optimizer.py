@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deblur_deploy.training.config import Kind
+from deblur_deploy.training.muon import orthogonal
 from deblur_deploy.training.optimizer import Optimizer
 
 KINDS: tuple[Kind, ...] = ("muon", "adamw", "adam")
@@ -111,3 +112,13 @@ def test_the_first_convolution_learns_as_if_its_input_were_centred(kind: Kind) -
             result.square().mean().backward()
             optimizer.step(0.01)
             optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("shape", [(8, 27), (27, 8), (16, 16), (1, 9)])
+def test_orthogonal_keeps_the_directions_and_evens_their_lengths(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    inner = left.T @ orthogonal(matrix) @ right.T
+    assert inner.diagonal().min() > 0.5
+    assert inner.diagonal().max() < 1.3
+    assert (inner - inner.diagonal().diag()).abs().max() < 1e-3

@@ -58,7 +58,7 @@ class Watcher:
             text = (
                 f"other processes take {progress.processors.others:.0%} of the processors, and each step waits for them"
             )
-            self.console.print(f"[yellow]note[/]: {text}: end or pause them", soft_wrap=True)
+            self.console.print(f"[yellow]note[/]: {text}: end or pause them, or set OMP_WAIT_POLICY=PASSIVE", soft_wrap=True)
             self.complained = True
         if progress.quality:
             mean = sum(result.mean.psnr for result in progress.quality.values()) / len(progress.quality)

@@ -52,8 +52,9 @@ class Clock:
     losses: list[float] = field(default_factory=list)
     unused_s: float = 0.0
     """Processor seconds of this process that were no training step."""
-    _born: float = field(default_factory=time.perf_counter)
-    _before: tuple[float, float, float] = field(default_factory=_seconds)
+
+    def __post_init__(self) -> None:
+        self._born, self._before = time.perf_counter(), _seconds()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
