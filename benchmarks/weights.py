@@ -1,6 +1,7 @@
-"""How good a checkpoint is, for its model card: gain on pairs (after the best shift too), harm to sharp photographs.
+"""How good a checkpoint is, for its model card: gain on pairs (after the best shift too), harm to sharp photographs,
+and whether it makes photographs darker or brighter.
 
-python -m benchmarks.weights CHECKPOINT --val PAIRS... --sharp FOLDER... --json FILE
+python -m benchmarks.weights CHECKPOINT --val PAIRS... --sharp FOLDER... --blurry FOLDER... --json FILE
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import cv2
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +38,8 @@ class Arguments:
     """Folders or CSV files of pairs."""
     sharp: tuple[Path, ...] = ()
     """Folders of sharp photographs, compared with themselves after restoring."""
+    blurry: tuple[Path, ...] = ()
+    """Folders of blurred photographs without truth: how much brighter and how different they come out."""
     json: Path | None = None
     """Write all numbers here, image by image."""
 
@@ -75,6 +80,18 @@ def measure_sharp(restorer: Restorer, folder: Path) -> dict[str, Any]:
     return {"psnr": mean, "worst_psnr": worst["psnr"], "worst": worst["name"], "images": images}
 
 
+def measure_blurry(restorer: Restorer, folder: Path, longest_px: int = 1600) -> dict[str, Any]:
+    """Change of the mean level and mean absolute change, in levels of 255; large photographs are scaled down first."""
+    images: list[dict[str, Any]] = []
+    for path in list_images(folder):
+        image = read_image(path)
+        scale = min(1.0, longest_px / max(image.shape[:2]))
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+        change = restorer(image).astype(np.float32) - image
+        images.append({"name": path.name, "brighter": float(change.mean()), "changed": float(np.abs(change).mean())})
+    return {key: fmean(image[key] for image in images) for key in ("brighter", "changed")} | {"images": images}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and, with ``--json``, write every number."""
     arguments = tyro.cli(Arguments, args=argv)
@@ -86,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "parameters": parameter_count(model),
         "macs_per_pixel": model.config.macs_per_pixel,
         "pairs": {path.stem: measure_pairs(restorer, PairSet(path)) for path in arguments.val},
+        "blurry": {path.name: measure_blurry(restorer, path) for path in arguments.blurry},
         "sharp": {"/".join(path.parts[-2:]): measure_sharp(restorer, path) for path in arguments.sharp},
     }
     table = Table("set", "PSNR", "gain", "SSIM", "gain, best shift", "worst image", box=None)
@@ -95,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(name, *numbers, worst)
     for name, row in result["sharp"].items():
         table.add_row(f"{name} (sharp)", f"{row['psnr']:.2f}", "", "", "", f"{row['worst_psnr']:.2f} {row['worst']}")
+    for name, row in result["blurry"].items():
+        table.add_row(f"{name} (blurred)", "", "", "", "", f"{row['brighter']:+.2f} levels, {row['changed']:.2f} changed")
     Console().print(table)
     if arguments.json:
         write_json(arguments.json, new_record("weights", {"checkpoint": arguments.checkpoint.name}, found=result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from deblur_deploy.errors import OutputError
 from deblur_deploy.media.images import list_images
 from deblur_deploy.training import bank as module
 from deblur_deploy.training.bank import PIECE, Bank
@@ -83,6 +85,22 @@ def test_two_trainings_do_not_share_a_file(photographs: Path, tmp_path: Path) ->
         next(bank(photographs, tmp_path).load(0, 6, 0))
     (other,) = (path for path in tmp_path.iterdir() if path.is_dir() and path != folder)
     assert (other / "images.npy").read_bytes() == content
+
+
+def test_filling_ends_when_training_is_to_end(photographs: Path, tmp_path: Path) -> None:
+    asked = bank(photographs, tmp_path)
+    asked.stopping = lambda: True
+    assert list(asked.load(0, STEPS, 0)) == []
+    assert np.load(next(tmp_path.glob("*/made.npy"))).tolist() == [0, -1, -1]
+
+
+def test_a_full_disk_is_one_line(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="No space left on device; make room, or give less --bank-gb"):
+        next(bank(photographs, tmp_path).load(0, 6, 0))
 
 
 def test_it_lies_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -162,6 +162,8 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     if command.bank_gb and trainer.device.type == "cpu":
         feed = Bank(batches, bank_folder(), trainer.data_id, int(command.bank_gb * 2**30))
     with Watcher(console, config, trainer.step) as watcher:
+        if isinstance(feed, Bank) and accelerator.is_main_process:
+            feed.watch = watcher.filling
         trainer.run(feed, sets, watcher if accelerator.is_main_process else None)
     if trainer.step < config.steps:
         console.print(

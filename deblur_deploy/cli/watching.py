@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from deblur_deploy.training.bank import PIECE
 from deblur_deploy.training.config import TrainConfig
 from deblur_deploy.training.train import Progress
 
@@ -40,6 +41,14 @@ class Watcher:
         if self.reported:
             self.console.print(f"{len(self.reported)} files could not be read and were skipped")
 
+    def filling(self, made: int, of: int) -> None:
+        """Patches are made ahead; training waits."""
+        text = f"blurring {of} patches ahead: {made / of:.0%}"
+        self.bar.update(self.task, text=text)
+        # A line each fifth, where there is no bar.
+        if not self.console.is_terminal and made * 5 // of != (made - PIECE) * 5 // of:
+            self.console.print(text)
+
     def __call__(self, progress: Progress) -> None:
         self.loss = progress.loss if not self.loss else 0.98 * self.loss + 0.02 * progress.loss
         for path in sorted(progress.unreadable.keys() - self.reported):
@@ -55,10 +64,9 @@ class Watcher:
             text = f"{progress.dead:.0%} of the channels never fire and learn no more: lower --learning-rate"
             self.console.print(f"[yellow]note[/]: {text}", soft_wrap=True)
         if progress.processors and progress.processors.others > _BUSY and not self.complained:
-            text = (
-                f"other processes take {progress.processors.others:.0%} of the processors, and each step waits for them"
-            )
-            self.console.print(f"[yellow]note[/]: {text}: end or pause them, or set OMP_WAIT_POLICY=PASSIVE", soft_wrap=True)
+            text = f"other processes take {progress.processors.others:.0%} of the processors, and each step waits for them"
+            text += ": end or pause them, or set OMP_WAIT_POLICY=PASSIVE"
+            self.console.print(f"[yellow]note[/]: {text}", soft_wrap=True)
             self.complained = True
         if progress.quality:
             mean = sum(result.mean.psnr for result in progress.quality.values()) / len(progress.quality)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -57,6 +57,10 @@ class Bank:
     name: str
     max_bytes: int
     """All files in ``folder`` together; those that were used least recently go."""
+    stopping: Callable[[], bool] = lambda: False
+    """Whether somebody wants training to end, so that filling, which takes minutes, ends too."""
+    watch: Callable[[int, int], object] = lambda _made, _of: None
+    """Told how many patches were made, of how many."""
 
     @property
     def blur(self) -> BlurConfig:
@@ -83,7 +87,9 @@ class Bank:
         with _opened(self, side, uses=patches * (end - start)) as file:
             for step in range(first, end):
                 rounds = (step - start) * patches // len(file.images)
-                file.fill(file.pieces + rounds * max(round(RENEWED * file.pieces), 1), workers)
+                file.fill(file.pieces + rounds * max(round(RENEWED * file.pieces), 1), workers, self)
+                if self.stopping():
+                    return
                 yield file.batch(np.random.default_rng((self.batches.seed, step)), patches, side, self.batches)
 
 
@@ -102,18 +108,22 @@ class _File:
     def pieces(self) -> int:
         return len(self.made)
 
-    def fill(self, upto: int, workers: int) -> None:
-        """Make what is missing of the last pieces before number ``upto``."""
+    def fill(self, upto: int, workers: int, bank: Bank) -> None:
+        """Make what is missing of the last pieces before number ``upto``, or what there is time for."""
         wanted = [piece for piece in range(upto - self.pieces, upto) if self.made[piece % self.pieces] != piece]
         if not wanted:
             return
-        for piece, batch in zip(wanted, self.source.load_these(wanted, workers), strict=True):
+        for done, batch in enumerate(self.source.load_these(wanted, workers), 1):
+            piece = wanted[done - 1]
             place = piece % self.pieces
             self.made[place] = -1
             for which, images in enumerate((batch.blurred, batch.sharp)):
                 self.images[place * PIECE : (place + 1) * PIECE, which] = images.permute(0, 2, 3, 1).numpy()
             self.made[place] = piece
             self.unreadable |= batch.unreadable
+            bank.watch(done * PIECE, len(wanted) * PIECE)
+            if bank.stopping():
+                return
 
     def batch(self, rng: np.random.Generator, patches: int, side: int, batches: Batches) -> Batch:
         """``patches`` random crops, each in one of the square's eight symmetries; this process's share of them."""
@@ -175,6 +185,10 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: type, value: int) -> NDAr
     except (OSError, ValueError):
         pass
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # A disk that is full ends a process that writes to a map without a word, so the room is taken now.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     if value:
         array[:] = value
     return array

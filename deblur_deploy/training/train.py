@@ -109,13 +109,18 @@ class Trainer:
         main = self.accelerator.is_main_process
         if isinstance(batches, Batches):
             batches.blur_here = self.device.type != "cuda"
+        else:
+            batches.stopping = lambda: self._asked_to_stop
         log = Log(self.out / "log.csv", list(sets), from_step=self.step) if main else None
         loader = batches.load(self.step, config.steps, config.workers)
         saved, clock = time.monotonic(), Clock()
         with self._listening():
             while self.step < config.steps and not self._stop:
                 with clock.waiting():
-                    batch = next(loader)
+                    batch = next(loader, None)
+                if batch is None:  # asked to stop while the bank was filled
+                    self.save_state()
+                    break
                 batch = batch.finished(batches.blur, self.device)
                 loss = self._train_step(batch)
                 clock.images += batches.shape(self.step - 1)[0]
