@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,19 +105,46 @@ def refuse_existing(target: Path, *, force: bool) -> None:
         raise OutputError(f"{target} is a file, a folder is needed; choose another --out")
     if target.exists() and (target.resolve() == Path.cwd() or target.is_mount()):
         raise OutputError(f"{target} cannot be replaced as a whole (it is in use or a mount); name a folder inside it")
-    if target.is_dir() and any(target.iterdir()) and not force:
+    try:
+        full = target.is_dir() and any(target.iterdir())
+    except OSError as error:
+        raise OutputError(f"cannot read {target}: {error.strerror}; choose another --out") from None
+    if full and not force:
         raise OutputError(f"{target} exists and is not empty; choose another --out or give --force")
 
 
 def existing(path: Path, *, kind: str) -> Path:
-    """``path`` if it exists as ``kind`` ("file" or "folder"), else MissingFileError that says what is there."""
-    if not path.exists():
+    """``path`` if it exists as ``kind`` ("file" or "folder") and, as a file, may be read.
+
+    Raises MissingFileError that says what is there otherwise.
+    """
+    found = kind_of(path)
+    if not found:
         raise MissingFileError(f"no such {kind}: {path}")
-    if kind == "file" and not path.is_file():
-        raise MissingFileError(f"{path} is a folder, a file is needed")
-    if kind == "folder" and not path.is_dir():
-        raise MissingFileError(f"{path} is a file, a folder is needed")
+    if found != kind:
+        raise MissingFileError(f"{path} is a {found}, a {kind} is needed")
+    if kind == "file":
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise MissingFileError(f"cannot read {path}: {error.strerror}") from None
     return path
+
+
+def kind_of(path: Path) -> str:
+    """``file``, ``folder``, ``pipe`` or ``device``; empty if nothing is there.
+
+    Raises MissingFileError if the system does not tell, as inside a locked folder.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name at all
+        return ""
+    except OSError as error:
+        raise MissingFileError(f"cannot read {path}: {error.strerror}") from None
+    if stat.S_ISREG(mode):
+        return "file"
+    return "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
 
 
 def _umask() -> int:

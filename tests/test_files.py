@@ -12,6 +12,7 @@ import pytest
 
 from deblur_deploy.errors import MissingFileError, OutputError
 from deblur_deploy.files import existing, refuse_existing, sha256, writing_file, writing_folder
+from tests.conftest import reading_as_nobody, unprivileged
 
 
 def names(folder):
@@ -131,3 +132,36 @@ def test_existing_says_what_is_there(tmp_path, kind, message):
 def test_sha256_is_the_known_one(tmp_path):
     (tmp_path / "abc").write_text("abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes of that kind")
+@pytest.mark.parametrize(
+    ("what", "kind", "says"),
+    [
+        ("none", "file", "no such file"),
+        ("file/below", "folder", "no such folder"),
+        ("pipe", "file", "is a pipe, a file is needed"),
+        ("folder", "file", "is a folder, a file is needed"),
+        ("file", "folder", "is a file, a folder is needed"),
+        ("n" * 300, "file", "cannot read .*: File name too long"),
+    ],
+)
+def test_what_is_there_instead_is_said(tmp_path, what, kind, says):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MissingFileError, match=says):
+        existing(tmp_path / what, kind=kind)
+
+
+@pytest.mark.parametrize("locked", [".", "folder", "folder/file"])
+def test_what_is_locked_is_one_line(locked):
+    with unprivileged() as room:
+        (room / "folder").mkdir()
+        (room / "folder" / "file").touch()
+        (room / locked).chmod(0)
+        with reading_as_nobody(), pytest.raises(MissingFileError, match="cannot read .*: Permission denied"):
+            existing(room / "folder" / "file", kind="file")
+        if locked == "folder":
+            with reading_as_nobody(), pytest.raises(OutputError, match="cannot read .*: Permission denied"):
+                refuse_existing(room / "folder", force=False)
