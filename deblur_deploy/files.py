@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -12,6 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deblur_deploy.errors import DeblurError, MissingFileError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where what killed processes left stays
+    fcntl = None  # type: ignore[assignment]
 
 
 def sha256(path: Path) -> str:
@@ -61,13 +68,15 @@ def refuse_unwritable(target: Path) -> None:
 def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder; rename it to ``target`` if the block succeeds.
 
-    An existing ``target`` is refused with OutputError unless ``force``, and is then replaced only at the end.
+    An existing ``target`` is refused with OutputError unless ``force``, and is then replaced only at the end.  What
+    killed processes left of the same target is removed.
     """
     refuse_existing(target, force=force)
     target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        _remove_abandoned(target)
+        temporary, handle = _temporary_folder(target)
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
@@ -81,6 +90,51 @@ def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _let_go(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in ``folder``, by the names that :func:`writing_file` gives."""
+    for path in folder.glob(".*-????????.*"):
+        if re.fullmatch("[a-z0-9_]{8}", path.stem[-8:]) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _temporary_folder(target: Path) -> tuple[Path, int | None]:
+    """A new hidden sibling, and what holds its lock as long as this process lives."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        handle = _held(folder)
+        # Somebody may have come between and taken it for abandoned.
+        if folder.exists() and (handle is not None or fcntl is None):
+            return folder, handle
+        _let_go(handle)
+
+
+def _remove_abandoned(target: Path) -> None:
+    for folder in target.parent.glob(f".{glob.escape(target.name)}-????????"):
+        if (handle := _held(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            _let_go(handle)
+
+
+def _held(folder: Path) -> int | None:
+    """The open lock of a folder; None if somebody else has it, or there are no such locks here."""
+    if fcntl is None:
+        return None
+    handle = None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        _let_go(handle)
+        return None
+    return handle
+
+
+def _let_go(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
 
 
 def _replace_folder(new: Path, target: Path) -> None:

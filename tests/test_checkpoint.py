@@ -125,7 +125,7 @@ def test_a_pickle_names_the_command_that_converts_it(how: str, tmp_path: Path) -
     path, weights = tmp_path / "it's my net.pth", {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(1)}
     content = {"state_dict": weights, "epoch": 3} if how == "in state_dict" else weights
     torch.save(content, path, _use_new_zipfile_serialization=how != "old")
-    with pytest.raises(ModelError, match="is a pickle; only safetensors are read; convert it: python -c") as caught:
+    with pytest.raises(ModelError, match=r"is a pickle; only safetensors are read; convert it: python -c") as caught:
         load_checkpoint(path)
     command = shlex.split(str(caught.value).partition("convert it: ")[2])
     subprocess.run([sys.executable, *command[1:]], check=True)
@@ -135,9 +135,12 @@ def test_a_pickle_names_the_command_that_converts_it(how: str, tmp_path: Path) -
 
 
 def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path) -> None:
-    save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"pad": "x" * 547})
-    data = (tmp_path / "a.safetensors").read_bytes()
-    assert data[:2] == b"\x80\2"
+    for pad in range(640):
+        save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"pad": "x" * pad})
+        if (tmp_path / "a.safetensors").read_bytes()[:2] == b"\x80\2":
+            break
+    else:
+        raise AssertionError("no header was as long")
     with pytest.raises(ModelError, match="holds no deblur_deploy U-Net"):
         load_checkpoint(tmp_path / "a.safetensors")
 
@@ -146,7 +149,7 @@ def test_a_locked_checkpoint_is_one_line(saved: Path) -> None:
     with unprivileged() as room:
         path = Path(shutil.copy(saved, room))
         path.chmod(0)
-        with reading_as_nobody(), pytest.raises(MissingFileError, match="cannot read .*: Permission denied"):
+        with reading_as_nobody(), pytest.raises(MissingFileError, match=r"cannot read .*: Permission denied"):
             load_checkpoint(path)
 
 

@@ -225,7 +225,7 @@ def test_a_locked_model_is_one_line(locked: str) -> None:
         (
             room / "model" if locked == "model" else room / "model" / locked if locked == "folder" else folder / locked
         ).chmod(0)
-        with reading_as_nobody(), pytest.raises(DeblurError, match="cannot read .*: Permission denied") as caught:
+        with reading_as_nobody(), pytest.raises(DeblurError, match=r"cannot read .*: Permission denied") as caught:
             DeblurEngine(folder / "m.onnx" if locked == "m.onnx" else folder, "cpu")
     assert "\n" not in str(caught.value)
 

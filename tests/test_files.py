@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deblur_deploy.errors import MissingFileError, OutputError
-from deblur_deploy.files import existing, refuse_existing, sha256, writing_file, writing_folder
+from deblur_deploy.files import existing, refuse_existing, remove_leftovers, sha256, writing_file, writing_folder
 from tests.conftest import reading_as_nobody, unprivileged
 
 
@@ -134,6 +134,42 @@ def test_sha256_is_the_known_one(tmp_path):
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
+ABANDONING = """
+import os, sys
+from pathlib import Path
+from deblur_deploy.files import writing_folder
+with writing_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    print("writing", flush=True)
+    sys.stdin.read() or os._exit(1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of that kind")
+def test_what_a_killed_process_left_goes_and_what_one_is_writing_stays(tmp_path):
+    target = tmp_path / "bund[l]e"
+    command = [sys.executable, "-c", ABANDONING, target]
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+    (tmp_path / ".bund[l]e-notours").mkdir()
+    assert len(names(tmp_path)) == 2
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as alive:
+        alive.stdout.readline()
+        with writing_folder(target) as mine:
+            assert len(names(tmp_path)) == 3, "the abandoned one is gone, two are being written"
+            (mine / "a").touch()
+        alive.communicate(b"go on")
+    assert alive.returncode == 1, "the other one is told that somebody was faster"
+    assert names(tmp_path) == [".bund[l]e-notours", target.name]
+
+
+def test_leftovers_of_files_go(tmp_path):
+    for name in (".a-abc_1234.png", ".a-ABCDEFGH.png", ".a-abcd1234", "a-abcd1234.png"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "none")
+    assert names(tmp_path) == [".a-ABCDEFGH.png", ".a-abcd1234", "a-abcd1234.png"]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes of that kind")
 @pytest.mark.parametrize(
     ("what", "kind", "says"),
@@ -160,8 +196,8 @@ def test_what_is_locked_is_one_line(locked):
         (room / "folder").mkdir()
         (room / "folder" / "file").touch()
         (room / locked).chmod(0)
-        with reading_as_nobody(), pytest.raises(MissingFileError, match="cannot read .*: Permission denied"):
+        with reading_as_nobody(), pytest.raises(MissingFileError, match=r"cannot read .*: Permission denied"):
             existing(room / "folder" / "file", kind="file")
         if locked == "folder":
-            with reading_as_nobody(), pytest.raises(OutputError, match="cannot read .*: Permission denied"):
+            with reading_as_nobody(), pytest.raises(OutputError, match=r"cannot read .*: Permission denied"):
                 refuse_existing(room / "folder", force=False)

@@ -20,7 +20,7 @@ from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import INTERRUPTED, OK, guarded
 from deblur_deploy.cli.watching import Watcher
 from deblur_deploy.evaluation.quality import PairSet
-from deblur_deploy.files import refuse_existing
+from deblur_deploy.files import refuse_existing, remove_leftovers
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig, load_kernels
@@ -149,6 +149,8 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     elif accelerator.is_main_process:
         for name in ("state.safetensors", "best.safetensors", "last.safetensors", "log.csv"):
             (out / name).unlink(missing_ok=True)
+    if accelerator.is_main_process:
+        remove_leftovers(out)
     with Watcher(console, config, trainer.step) as watcher:
         trainer.run(batches, sets, watcher if accelerator.is_main_process else None)
     if trainer.step < config.steps:

@@ -232,7 +232,7 @@ class DeblurEngine:
             )
         return sessions, variant
 
-    def _sessions(self, data: bytes, where: Path, provider: Provider, precision: str) -> Sessions:
+    def _sessions(self, data: bytes, where: object, provider: Provider, precision: str) -> Sessions:
         return Sessions(
             data,
             where,

@@ -82,7 +82,7 @@ def load(model: Path) -> Tuned | None:
         if kept["schema"] != SCHEMA or kept["key"] != key:
             return None
         return Tuned(**{field.name: kept["tuned"][field.name] for field in fields(Tuned)})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -62,8 +62,8 @@ def finetune(
                 result: Tensor = net(pad_to_multiple(images, divisor))
         except RuntimeError as error:  # it is somebody else's network
             raise TrainingError(
-                f"recovery: the network fails on {width}x{height} patches in {config.precision}: {one_line(error)}; choose "
-                "another --prune.recover.side-px or --prune.recover.precision"
+                f"recovery: the network fails on {width}x{height} patches in {config.precision}: {one_line(error)}; "
+                "choose another --prune.recover.side-px or --prune.recover.precision"
             ) from None
         return result[..., :height, :width].float()
 
