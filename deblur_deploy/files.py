@@ -9,8 +9,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deblur_deploy.errors import DeblurError, MissingFileError, OutputError
@@ -93,41 +93,45 @@ def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         _let_go(handle)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were writing in ``folder``, by the names that :func:`writing_file` gives."""
-    for path in folder.glob(".*-????????.*"):
-        if re.fullmatch("[a-z0-9_]{8}", path.stem[-8:]) and path.is_file():
-            path.unlink(missing_ok=True)
+def remove_leftovers(targets: Iterable[Path]) -> None:
+    """Remove what killed processes were writing for these files, by the names that :func:`writing_file` gives."""
+    for target in targets:
+        for path in target.parent.glob(f".{glob.escape(target.stem)}-????????{glob.escape(target.suffix)}"):
+            if re.fullmatch("[a-z0-9_]{8}", path.stem[-8:]):
+                path.unlink(missing_ok=True)
 
 
 def _temporary_folder(target: Path) -> tuple[Path, int | None]:
-    """A new hidden sibling, and what holds its lock as long as this process lives."""
+    """A new hidden sibling, and its lock, which ends with this process."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-        handle = _held(folder)
-        # Somebody may have come between and taken it for abandoned.
-        if folder.exists() and (handle is not None or fcntl is None):
-            return folder, handle
-        _let_go(handle)
+        # Somebody may come between, and take it for abandoned.
+        with suppress(BlockingIOError, FileNotFoundError):
+            handle = _lock(folder)
+            if folder.exists():
+                return folder, handle
+            _let_go(handle)
 
 
 def _remove_abandoned(target: Path) -> None:
     for folder in target.parent.glob(f".{glob.escape(target.name)}-????????"):
-        if (handle := _held(folder)) is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            _let_go(handle)
+        with suppress(OSError):
+            if (handle := _lock(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                _let_go(handle)
 
 
-def _held(folder: Path) -> int | None:
-    """The open lock of a folder; None if somebody else has it, or there are no such locks here."""
+def _lock(folder: Path) -> int | None:
+    """Lock a folder; None where there are no such locks.  Raises BlockingIOError if another process has it."""
     if fcntl is None:
         return None
-    handle = None
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        handle = os.open(folder, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        _let_go(handle)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return handle
 

@@ -163,11 +163,10 @@ def test_what_a_killed_process_left_goes_and_what_one_is_writing_stays(tmp_path)
 
 
 def test_leftovers_of_files_go(tmp_path):
-    for name in (".a-abc_1234.png", ".a-ABCDEFGH.png", ".a-abcd1234", "a-abcd1234.png"):
+    for name in (".a-abc_1234.png", ".a-ABCDEFGH.png", ".a-abcd1234", ".b-abc_1234.png", "a-abcd1234.png"):
         (tmp_path / name).touch()
-    remove_leftovers(tmp_path)
-    remove_leftovers(tmp_path / "none")
-    assert names(tmp_path) == [".a-ABCDEFGH.png", ".a-abcd1234", "a-abcd1234.png"]
+    remove_leftovers([tmp_path / "a.png", tmp_path / "none" / "a.png"])
+    assert names(tmp_path) == [".a-ABCDEFGH.png", ".a-abcd1234", ".b-abc_1234.png", "a-abcd1234.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes of that kind")

@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from deblur_deploy.media.opencv import OLDEST
+
 WHEELS = ("opencv-python", "opencv-python-headless")
-OLD = "__version__ = '4.10.0'\nimread = imwrite = None"
+OLD = "__version__ = '4.12.0'"
+HALF = "imread = imwrite = None"
 NO_GL = "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory', name='cv2')"
 MIXED = "import sys; sys.modules[__name__].dnn.blobFromImage"
 CALL = "import sys; from deblur_deploy.cli import entry; sys.exit(entry.{}())"
@@ -47,12 +51,9 @@ def call(folder: Path, content: str, wheels: tuple[str, ...], command: str, *arg
 @pytest.mark.parametrize(
     ("content", "wheels", "says"),
     [
-        (OLD, WHEELS, "OpenCV 4.10.0 lacks IMAGE_METADATA_EXIF; opencv-python and opencv-python-headless overwrite"),
-        (
-            OLD,
-            WHEELS[:1],
-            "OpenCV 4.10.0 lacks IMAGE_METADATA_EXIF; 4.12 or later is needed: pip uninstall -y opencv-p",
-        ),
+        (OLD, WHEELS, "OpenCV 4.12.0 is too old, 4.13 or later is needed (opencv-python and opencv-python-headl"),
+        (OLD, WHEELS[:1], "OpenCV 4.12.0 is too old, 4.13 or later is needed; "),
+        (HALF, WHEELS, "OpenCV without a version lacks IMAGE_METADATA_EXIF (opencv-python and opencv-python-headless"),
         (NO_GL, WHEELS[:1], "OpenCV cannot be loaded: libGL.so.1: cannot open shared object file"),
         (MIXED, WHEELS, "opencv-python and opencv-python-headless overwrite each other's files"),
     ],
@@ -75,3 +76,8 @@ def test_the_doctor_runs_all_the_same(tmp_path: Path, bundle: Path, content: str
     assert (status, said) == (0, "")
     assert f"-> pip uninstall -y {' '.join(wheels)} && pip install opencv-python-headless\n" in shown
     assert "tiny/int8 on" in shown
+
+
+def test_the_oldest_that_is_allowed_is_the_oldest_that_pip_may_install() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert f"opencv-python-headless>={'.'.join(map(str, OLDEST))}" in project["dependencies"]

@@ -30,7 +30,7 @@ from deblur_deploy.training.discovery import Found, find_sources, inspect
 from deblur_deploy.training.figures import as_pairs, before_after, learning_curve, preview
 from deblur_deploy.training.grow import grown
 from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs
-from deblur_deploy.training.train import Trainer, make_accelerator
+from deblur_deploy.training.train import FILES, Trainer, make_accelerator
 from deblur_deploy.training.unet import PRESETS, Preset, UNet, parameter_count
 from deblur_deploy.training.validation import PairSets, TorchRestorer
 
@@ -147,10 +147,9 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
         trainer.load_state()
         console.print(f"resuming at step {trainer.step} of {config.steps}")
     elif accelerator.is_main_process:
+        remove_leftovers(out / name for name in FILES)
         for name in ("state.safetensors", "best.safetensors", "last.safetensors", "log.csv"):
             (out / name).unlink(missing_ok=True)
-    if accelerator.is_main_process:
-        remove_leftovers(out)
     with Watcher(console, config, trainer.step) as watcher:
         trainer.run(batches, sets, watcher if accelerator.is_main_process else None)
     if trainer.step < config.steps:

@@ -64,9 +64,10 @@ def _in_child() -> None:
 
 
 def _leave_without_destructors() -> None:
-    """onnxruntime (1.32) has a thread from when it is imported, for which its own destructor waits at the very end.
+    """onnxruntime (1.32) starts a thread when it is imported (its telemetry's), and waits for it at the very end.
 
-    So a process that Python has left already, with all that is to be done in Python, goes without those of C++.
+    In a child it would wait for good.  So once Python has done all that it has to do, the process ends without the
+    destructors of C++, with its status and with what was printed.
     """
     libc = ctypes.CDLL(None)
     # Where there is no such function, children of a fork may wait.
