@@ -93,44 +93,41 @@ def kill(name: str, count: int, seed: int = 0) -> Result:
     return result
 
 
-def _process(command: Command, room: Path, log: Any) -> subprocess.Popen[bytes]:
+def _status(command: Command, room: Path, limit_s: float) -> int | None:
+    """The command's exit status; None if it was still running after that time, and was killed with all it started."""
     code = f"import sys; from deblur_deploy.cli.entry import {command.name} as main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *command.arguments(room)],
-        stdout=log,
-        stderr=log,
-        cwd=room,
-        env={**os.environ, "DEBLUR_CACHE": str(room / "cache")},
-        start_new_session=True,
-    )
+    with (room / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *command.arguments(room)],
+            stdout=log,
+            stderr=log,
+            cwd=room,
+            env={**os.environ, "DEBLUR_CACHE": str(room / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,
+        )
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return None
 
 
 def _killed(command: Command, room: Path, after_s: float, result: Result) -> bool:
-    """Whether it was still running after that time; it is killed then, with all that it started."""
-    with (room / "log").open("wb") as log:
-        process = _process(command, room, log)
-        try:
-            process.wait(after_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if process.returncode not in (0, -signal.SIGKILL):
-        _crashed(process.returncode, room, result)
-    return process.returncode == -signal.SIGKILL
+    """Whether it was still running after that time, and was killed."""
+    status = _status(command, room, after_s)
+    if status:
+        _crashed(status, room, result)
+    return status is None
 
 
 def _alone(command: Command, room: Path, whole: Digest | None, result: Result, *, limit_s: float) -> None:
-    with (room / "log").open("wb") as log:
-        process = _process(command, room, log)
-        try:
-            process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            result.failed("hangs", f"no end after {limit_s:.0f} s")
-            return
-    if process.returncode:
-        _crashed(process.returncode, room, result)
+    status = _status(command, room, limit_s)
+    if status is None:
+        result.failed("hangs", f"no end after {limit_s:.0f} s")
+        return
+    if status:
+        _crashed(status, room, result)
         return
     _look(command, room, result)
     left = [str(path.relative_to(room)) for path in room.rglob(".*") if "cache" not in path.parts]
