@@ -22,7 +22,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.files import writing_folder
 from deblur_deploy.media.images import list_media, read_image
 
-WHEELS = ("docstring-parser", "filelock", "msgspec", "platformdirs", "psutil", "typeguard", "tyro")
+WHEELS = ("docstring-parser", "filelock", "msgspec", "psutil", "typeguard", "tyro")
 """What deblur-train needs beyond torch, accelerate, safetensors, OpenCV, scikit-image, jinja2, matplotlib and rich."""
 QUALITIES = (92, 88, 84, 80, 75, 70, 60)
 

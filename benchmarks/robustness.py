@@ -1,19 +1,19 @@
-"""Feeds thousands of damaged images, videos, models and bundles to the runtime: only our own errors may come out.
+"""What damaged files and sudden ends do: thousands of mutations of each kind, and hundreds of kills of each command.
 
 A mutation may be accepted (a flipped bit in a pixel is still an image) or refused with a DeblurError of one line.
-Anything else is a failure: another exception, a crash of the process, or more than 20 seconds.  The work is done in a
-child process that names each mutation before it tries it, so that a crash is counted and the rest goes on.
+Anything else is a failure: another exception, a crash of the process, half a file, or more than 20 seconds.  The work
+is done in a child process that names each mutation before it tries it, so that a crash is counted and the rest goes on.
+How commands are killed, and what must then hold, is in ``kills.py``.
 
-    python -m benchmarks.robustness --count 2000
+    python -m benchmarks.robustness --count 10000 --kills 200
 
-Without --kind, what came of them is kept as a record.
+What came of it is kept as a record; with --kind or --command only that part of it is replaced.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import subprocess
 import sys
 import tempfile
@@ -21,118 +21,23 @@ from collections import Counter
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-KINDS = ("image", "video", "onnx", "bundle")
+from benchmarks.kills import COMMANDS, kill
+from benchmarks.mutations import KINDS, attempt, seeds
+
 LIMIT_S = 20.0
-MAX_PIXELS = 4_000_000
-
-
-def mutate(data: bytes, random_: random.Random) -> bytes:
-    """Truncate, flip bits, overwrite, insert, remove or repeat, one to four times; headers more often than the rest."""
-    content = bytearray(data)
-    for _ in range(random_.randint(1, 4)):
-        if not content:
-            break
-        reach = min(len(content), 64) if random_.random() < 0.4 else len(content)
-        at = random_.randrange(reach)
-        match random_.randrange(6):
-            case 0:
-                del content[at:]
-            case 1:
-                content[at] ^= 1 << random_.randrange(8)
-            case 2:
-                content[at : at + 4] = random_.choice(
-                    (b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", random_.randbytes(4))
-                )
-            case 3:
-                content[at:at] = random_.randbytes(random_.randint(1, 32))
-            case 4:
-                del content[at : at + random_.randint(1, 64)]
-            case 5:
-                content[at:at] = content[at : at + random_.randint(1, 256)]
-    return bytes(content)
-
-
-def seeds(kind: str, folder: Path) -> list[Path]:
-    """Good files to start from."""
-    import cv2
-    import numpy as np
-
-    from tests import tiny
-
-    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
-    if kind == "image":
-        for suffix in (".jpg", ".png", ".tif", ".webp", ".bmp"):
-            (folder / f"a{suffix}").write_bytes(cv2.imencode(suffix, noise)[1].tobytes())
-    elif kind == "video":
-        from tests.test_video import make
-
-        for name, codec in (("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4")):
-            make(folder / name, codec, "yuv420p", sound=name == "a.mp4")
-    else:
-        import onnx
-
-        tiny.write_model(folder / "a.onnx")
-        tiny.write_model(folder / "b.onnx", precision="int8")
-        model = onnx.load(folder / "a.onnx")
-        outside = model.graph.initializer[-1]
-        outside.ClearField("raw_data")
-        outside.data_location = onnx.TensorProto.EXTERNAL
-        outside.external_data.add(key="location", value="../../../../etc/passwd")
-        (folder / "outside.onnx").write_bytes(model.SerializeToString())
-        if kind == "bundle":
-            tiny.write_bundle(folder / "bundle")
-    return sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def attempt(kind: str, files: list[Path], folder: Path, seed: int) -> str:
-    """Try one mutation; the answer is ``accepted`` or the name of our error."""
-    import numpy as np
-
-    from deblur_deploy import DeblurEngine, DeblurError
-    from deblur_deploy.media import images, video
-
-    random_ = random.Random(seed)
-    try:
-        if kind == "bundle":
-            source = folder / "bundle"
-            names = sorted(path.name for path in source.iterdir())
-            name = random_.choice([*names, "bundle.json", "bundle.json"])
-            good = (source / name).read_bytes()
-            try:
-                (source / name).write_bytes(mutate(good, random_))
-                DeblurEngine(source, "cpu")(np.zeros((5, 6, 3), np.uint8))
-            finally:
-                (source / name).write_bytes(good)
-            return "accepted"
-        original = random_.choice(files)
-        path = folder / f"mutated{original.suffix}"
-        path.write_bytes(mutate(original.read_bytes(), random_))
-        if kind == "image":
-            images.read_photo(path, max_pixels=MAX_PIXELS)
-            images.read_image(path, max_pixels=MAX_PIXELS)
-        elif kind == "video":
-            video.frame_count(path)
-            video.restore_video(path, folder / f"out{path.suffix}", lambda image: image, max_pixels=MAX_PIXELS)
-        else:
-            DeblurEngine(path, "cpu")(np.zeros((5, 6, 3), np.uint8))
-    except DeblurError as error:
-        return type(error).__name__ if "\n" not in str(error) else f"FAILED: {type(error).__name__} of several lines"
-    except BaseException as error:
-        return f"FAILED: {error!r}"[:300]
-    return "accepted"
 
 
 def work(kind: str, first: int, last: int) -> None:
     """The child: one line before and one after each mutation."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files = seeds(kind, folder)
+        files = seeds(kind, Path(name))
         for seed in range(first, last):
             print(json.dumps([seed]), flush=True)
-            print(json.dumps([seed, attempt(kind, files, folder, seed)]), flush=True)
+            print(json.dumps([seed, attempt(kind, files, seed)]), flush=True)
 
 
 def sweep(kind: str, count: int, first: int = 0) -> tuple[Counter[str], list[tuple[int, str]]]:
@@ -173,11 +78,22 @@ def sweep(kind: str, count: int, first: int = 0) -> tuple[Counter[str], list[tup
     return outcomes, failures
 
 
+def keep(path: Path, settings: dict[str, Any], found: dict[str, Any]) -> None:
+    """Write the record; parts that were not tried now stay from the record that is there."""
+    from deblur_deploy.evaluation.record import new_record, read_record, write_json
+
+    if path.exists():
+        found = {**read_record(path).found, **found}
+    write_json(path, new_record("robustness", settings, found=found))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2000, help="mutations of each kind")
+    parser.add_argument("--count", type=int, default=10000, help="mutations of each kind")
+    parser.add_argument("--kills", type=int, default=200, help="kills of each command")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind (may be repeated)")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind of file (may be repeated)")
+    parser.add_argument("--command", choices=COMMANDS, action="append", help="only this command (may be repeated)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the record")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -185,20 +101,22 @@ def main() -> int:
         kind, first, last = arguments.child
         work(kind, int(first), int(last))
         return 0
-    failed, found = 0, {}
-    for kind in arguments.kind or KINDS:
+    everything = not arguments.kind and not arguments.command
+    settings = {"count": arguments.count, "kills": arguments.kills, "first": arguments.first, "limit_s": LIMIT_S}
+    failed = 0
+    for kind in arguments.kind or (KINDS if everything else ()):
         outcomes, failures = sweep(kind, arguments.count, arguments.first)
+        keep(arguments.out / "robustness.json", settings, {kind: {**outcomes, "failures": failures}})
         print(kind, dict(outcomes.most_common()), flush=True)
         for seed, problem in failures[:20]:
             print(f"  seed {seed}: {problem}")
         failed += len(failures)
-        found[kind] = {**outcomes, "failures": failures}
+    for command in arguments.command or (COMMANDS if everything else ()):
+        result = kill(command, arguments.kills, arguments.first)
+        keep(arguments.out / "robustness.json", settings, {f"kill {command}": result.record()})
+        print(f"kill {command}", result.record(), flush=True)
+        failed += len(result.failures)
     print(json.dumps({"failures": failed}))
-    if not arguments.kind:
-        from deblur_deploy.evaluation.record import new_record, write_json
-
-        settings = {"count": arguments.count, "first": arguments.first, "limit_s": LIMIT_S}
-        write_json(arguments.out / "robustness.json", new_record("robustness", settings, found=found))
     return 1 if failed else 0
 
 

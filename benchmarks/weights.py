@@ -114,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, row in result["sharp"].items():
         table.add_row(f"{name} (sharp)", f"{row['psnr']:.2f}", "", "", "", f"{row['worst_psnr']:.2f} {row['worst']}")
     for name, row in result["blurry"].items():
-        table.add_row(f"{name} (blurred)", "", "", "", "", f"{row['brighter']:+.2f} levels, {row['changed']:.2f} changed")
+        table.add_row(
+            f"{name} (blurred)", "", "", "", "", f"{row['brighter']:+.2f} levels, {row['changed']:.2f} changed"
+        )
     Console().print(table)
     if arguments.json:
         write_json(arguments.json, new_record("weights", {"checkpoint": arguments.checkpoint.name}, found=result))

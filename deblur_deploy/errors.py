@@ -15,6 +15,8 @@ Each leaf is also the builtin that it stands for, so callers may catch either.  
 what was wrong, where, and what to do about it: the command line prints it as it is and exits with status 2.
 """
 
+from textwrap import shorten
+
 
 class DeblurError(Exception):
     """Base of every error below."""
@@ -29,7 +31,7 @@ class ModelError(DeblurError, ValueError):
 
 
 class MissingFileError(DeblurError, FileNotFoundError):
-    """A path that must exist does not, or is of the wrong kind."""
+    """A path that must exist does not, is of the wrong kind, or may not be read."""
 
 
 class OutputError(DeblurError, OSError):
@@ -54,3 +56,8 @@ class TrainingError(DeblurError, RuntimeError):
 
 class MissingExtraError(DeblurError, ImportError):
     """An optional dependency is not installed, or is too old."""
+
+
+def one_line(error: BaseException, most: int = 400) -> str:
+    """Somebody else's message on one line; what is longer than ``most`` ends after a whole word, and shows it."""
+    return shorten(str(error), most, placeholder=" ...") or type(error).__name__

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deblur_deploy.errors import DeblurError, MissingFileError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where what killed processes left stays
+    fcntl = None  # type: ignore[assignment]
 
 
 def sha256(path: Path) -> str:
@@ -60,13 +68,15 @@ def refuse_unwritable(target: Path) -> None:
 def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder; rename it to ``target`` if the block succeeds.
 
-    An existing ``target`` is refused with OutputError unless ``force``, and is then replaced only at the end.
+    An existing ``target`` is refused with OutputError unless ``force``, and is then replaced only at the end.  What
+    killed processes left of the same target is removed.
     """
     refuse_existing(target, force=force)
     target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        _remove_abandoned(target)
+        temporary, handle = _temporary_folder(target)
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
@@ -80,6 +90,55 @@ def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _let_go(handle)
+
+
+def remove_leftovers(targets: Iterable[Path]) -> None:
+    """Remove what killed processes were writing for these files, by the names that :func:`writing_file` gives."""
+    for target in targets:
+        for path in target.parent.glob(f".{glob.escape(target.stem)}-????????{glob.escape(target.suffix)}"):
+            if re.fullmatch("[a-z0-9_]{8}", path.stem[-8:]):
+                path.unlink(missing_ok=True)
+
+
+def _temporary_folder(target: Path) -> tuple[Path, int | None]:
+    """A new hidden sibling, and its lock, which ends with this process."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        # Somebody may come between, and take it for abandoned.
+        with suppress(BlockingIOError, FileNotFoundError):
+            handle = _lock(folder)
+            if folder.exists():
+                return folder, handle
+            _let_go(handle)
+
+
+def _remove_abandoned(target: Path) -> None:
+    for folder in target.parent.glob(f".{glob.escape(target.name)}-????????"):
+        with suppress(OSError):
+            if (handle := _lock(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                _let_go(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder; None where there are no such locks.  Raises BlockingIOError if another process has it."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return handle
+
+
+def _let_go(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
 
 
 def _replace_folder(new: Path, target: Path) -> None:
@@ -104,19 +163,46 @@ def refuse_existing(target: Path, *, force: bool) -> None:
         raise OutputError(f"{target} is a file, a folder is needed; choose another --out")
     if target.exists() and (target.resolve() == Path.cwd() or target.is_mount()):
         raise OutputError(f"{target} cannot be replaced as a whole (it is in use or a mount); name a folder inside it")
-    if target.is_dir() and any(target.iterdir()) and not force:
+    try:
+        full = target.is_dir() and any(target.iterdir())
+    except OSError as error:
+        raise OutputError(f"cannot read {target}: {error.strerror}; choose another --out") from None
+    if full and not force:
         raise OutputError(f"{target} exists and is not empty; choose another --out or give --force")
 
 
 def existing(path: Path, *, kind: str) -> Path:
-    """``path`` if it exists as ``kind`` ("file" or "folder"), else MissingFileError that says what is there."""
-    if not path.exists():
+    """``path`` if it exists as ``kind`` ("file" or "folder") and, as a file, may be read.
+
+    Raises MissingFileError that says what is there otherwise.
+    """
+    found = kind_of(path)
+    if not found:
         raise MissingFileError(f"no such {kind}: {path}")
-    if kind == "file" and not path.is_file():
-        raise MissingFileError(f"{path} is a folder, a file is needed")
-    if kind == "folder" and not path.is_dir():
-        raise MissingFileError(f"{path} is a file, a folder is needed")
+    if found != kind:
+        raise MissingFileError(f"{path} is a {found}, a {kind} is needed")
+    if kind == "file":
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise MissingFileError(f"cannot read {path}: {error.strerror}") from None
     return path
+
+
+def kind_of(path: Path) -> str:
+    """``file``, ``folder``, ``pipe`` or ``device``; empty if nothing is there.
+
+    Raises MissingFileError if the system does not tell, as inside a locked folder.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name at all
+        return ""
+    except OSError as error:
+        raise MissingFileError(f"cannot read {path}: {error.strerror}") from None
+    if stat.S_ISREG(mode):
+        return "file"
+    return "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
 
 
 def _umask() -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,33 @@ def openvino() -> str:
         return providers.find("openvino").name
     except ProviderError as error:
         pytest.skip(str(error))
+
+
+@contextmanager
+def unprivileged() -> Iterator[Path]:
+    """A folder that every user may enter; those of pytest are closed."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        try:
+            yield Path(name)
+        finally:
+            for path in (Path(name), *Path(name).rglob("*")):
+                path.chmod(0o755)
+
+
+@contextmanager
+def reading_as_nobody() -> Iterator[None]:
+    """As a user who is bound by permissions; root is not."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("no permissions of that kind")
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if before == 0:
+            os.seteuid(0)
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:

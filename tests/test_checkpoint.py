@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pickle
 import resource
+import shlex
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -12,11 +16,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from deblur_deploy.errors import MissingFileError, ModelError, OutputError
 from deblur_deploy.training.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
 from deblur_deploy.training.unet import UNet, UNetConfig
+from tests.conftest import reading_as_nobody, unprivileged
 
 CONFIG = UNetConfig(stem=2, encoder=((4,), (6,)), up=(3,), decoder=((4,),))
 JSON = msgspec.json.encode(CONFIG).decode()
@@ -112,6 +117,39 @@ def test_a_truncated_file_is_a_model_error(share: float, tmp_path_factory: pytes
 def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(MissingFileError, match=path.name):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("how", ["new", "old", "in state_dict"])
+def test_a_pickle_names_the_command_that_converts_it(how: str, tmp_path: Path) -> None:
+    path, weights = tmp_path / "it's my net.pth", {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(1)}
+    content = {"state_dict": weights, "epoch": 3} if how == "in state_dict" else weights
+    torch.save(content, path, _use_new_zipfile_serialization=how != "old")
+    with pytest.raises(ModelError, match=r"is a pickle; only safetensors are read; convert it: python -c") as caught:
+        load_checkpoint(path)
+    command = shlex.split(str(caught.value).partition("convert it: ")[2])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    converted = load_file(path.with_suffix(".safetensors"))
+    assert converted.keys() == weights.keys()
+    assert all(torch.equal(converted[name], weights[name]) for name in weights)
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path) -> None:
+    for pad in range(640):
+        save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"pad": "x" * pad})
+        if (tmp_path / "a.safetensors").read_bytes()[:2] == b"\x80\2":
+            break
+    else:
+        raise AssertionError("no header was as long")
+    with pytest.raises(ModelError, match="holds no deblur_deploy U-Net"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_a_locked_checkpoint_is_one_line(saved: Path) -> None:
+    with unprivileged() as room:
+        path = Path(shutil.copy(saved, room))
+        path.chmod(0)
+        with reading_as_nobody(), pytest.raises(MissingFileError, match=r"cannot read .*: Permission denied"):
             load_checkpoint(path)
 
 

@@ -9,9 +9,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from deblur_deploy.cli import doctor
+from deblur_deploy.cli.doctor import Finding, examine
 from deblur_deploy.errors import ProviderError
-from deblur_deploy.runtime import doctor, providers, threads
-from deblur_deploy.runtime.doctor import Finding, examine
+from deblur_deploy.runtime import providers, threads, wheels
 from deblur_deploy.runtime.engine import DeblurEngine
 from tests import tiny
 
@@ -29,10 +30,25 @@ def test_where_all_is_well_nothing_is_to_mend(bundle: Path) -> None:
 
 def test_wheels_that_clash(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = [SimpleNamespace(name=name) for name in ("onnxruntime", "onnxruntime-gpu", "numpy", None)]
-    monkeypatch.setattr(doctor, "distributions", lambda: installed)
+    monkeypatch.setattr(wheels, "distributions", lambda: installed)
     found = topic(doctor._libraries(), "wheels")
     assert found.text == "onnxruntime and onnxruntime-gpu overwrite each other's files"
     assert found.mend == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+
+
+@pytest.mark.parametrize(
+    ("installed", "keep"),
+    [
+        (["opencv-python", "opencv-python-headless"], "opencv-python-headless"),
+        (["opencv-contrib-python", "opencv_python"], "opencv-contrib-python-headless"),
+    ],
+)
+def test_one_command_leaves_one_opencv(monkeypatch: pytest.MonkeyPatch, installed: list[str], keep: str) -> None:
+    monkeypatch.setattr(wheels, "distributions", lambda: [SimpleNamespace(name=name) for name in installed])
+    names = [name.replace("_", "-") for name in installed]
+    (found,) = (finding for finding in doctor._libraries() if finding.mend)
+    assert found.text == f"{' and '.join(names)} overwrite each other's files"
+    assert found.mend == f"pip uninstall -y {' '.join(names)} && pip install {keep}"
 
 
 def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +98,7 @@ def test_a_missing_library(monkeypatch: pytest.MonkeyPatch, module: str) -> None
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == module else object())
     (found,) = (finding for finding in doctor._libraries() if finding.text == f"{module} is not installed")
     assert found.mend is not None
-    assert found.mend.startswith("pip install ")
+    assert "pip install " in found.mend
 
 
 def test_a_graph_that_is_shared_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

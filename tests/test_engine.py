@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -24,7 +26,7 @@ from deblur_deploy.runtime import sessions as sessions_module
 from deblur_deploy.runtime.pixels import Layout
 from deblur_deploy.runtime.restoring import plan_for
 from tests import tiny
-from tests.conftest import noise
+from tests.conftest import noise, reading_as_nobody, unprivileged
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,38 @@ def test_a_pickled_engine_gives_the_same(bundle: Path) -> None:
     np.testing.assert_array_equal(again(noise(20, 20, 3)), engine(noise(20, 20, 3)))
 
 
+def test_a_pickled_engine_finds_its_model_from_another_folder(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.parent)
+    pickled = pickle.dumps(DeblurEngine(bundle.name, "cpu"))
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(pickled).receipt.model == "tiny"
+
+
+def test_engines_are_collected(bundle: Path) -> None:
+    engine = DeblurEngine(bundle, "cpu")
+    engine(noise(8, 8, 3))
+    assert engine._main is not None
+    gone = [weakref.ref(one) for one in (engine, engine._main, engine._main._any)]
+    del engine
+    gc.collect()
+    assert [one() for one in gone] == [None] * 3
+
+
+@pytest.mark.parametrize("locked", ["model", "folder", "bundle.json", "int8.onnx", "m.onnx"])
+def test_a_locked_model_is_one_line(locked: str) -> None:
+    with unprivileged() as room:
+        folder = tiny.write_bundle(room / "model" / "folder")
+        tiny.write_model(folder / "m.onnx")
+        (
+            room / "model" if locked == "model" else room / "model" / locked if locked == "folder" else folder / locked
+        ).chmod(0)
+        with reading_as_nobody(), pytest.raises(DeblurError, match=r"cannot read .*: Permission denied") as caught:
+            DeblurEngine(folder / "m.onnx" if locked == "m.onnx" else folder, "cpu")
+    assert "\n" not in str(caught.value)
+
+
 def test_map_keeps_order_and_overlaps(engine: DeblurEngine) -> None:
     images = [noise(8, 9 + i, 3) for i in range(12)]
     started = threading.Semaphore(0)
@@ -255,6 +289,19 @@ def test_fp16_on_the_cpu_is_honest(bundle: Path) -> None:
         ({"precision": "fp8"}, InputError, "fp8"),
         ({"precision": "bf16", "provider": "cpu"}, ProviderError, "bf16"),
         ({"threads": 0}, InputError, "threads"),
+        ({"threads": 10**9}, InputError, "from 1 to 1024"),
+        ({"threads": 2.0}, InputError, r"threads is 2\.0"),
+        ({"threads": True}, InputError, "threads is True"),
+        ({"threads": "2"}, InputError, "threads is '2'"),
+        ({"model": 5}, InputError, "model is 5"),
+        ({"model": b"bundle"}, InputError, "model is bytes"),
+        ({"model": "a\0b"}, MissingFileError, "no such model"),
+        ({"model": "x" * 5000}, MissingFileError, "name too long"),
+        ({"provider": None}, InputError, "provider is NoneType"),
+        ({"precision": ["fp32"]}, InputError, "precision is list"),
+        ({"max_memory_mb": "400"}, InputError, "max_memory_mb is '400'"),
+        ({"options": ["a"], "provider": "cpu"}, InputError, "options is list"),
+        ({"options": {"a": 1}, "provider": "cpu"}, InputError, "options is dict"),
         ({"max_memory_mb": 0}, InputError, "max_memory_mb"),
         ({"max_memory_mb": float("inf")}, InputError, "max_memory_mb"),
         ({"options": {"a": "b"}}, InputError, "options"),

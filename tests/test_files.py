@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from deblur_deploy.errors import MissingFileError, OutputError
-from deblur_deploy.files import existing, refuse_existing, sha256, writing_file, writing_folder
+from deblur_deploy.files import existing, refuse_existing, remove_leftovers, sha256, writing_file, writing_folder
+from tests.conftest import reading_as_nobody, unprivileged
 
 
 def names(folder):
@@ -131,3 +132,71 @@ def test_existing_says_what_is_there(tmp_path, kind, message):
 def test_sha256_is_the_known_one(tmp_path):
     (tmp_path / "abc").write_text("abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+ABANDONING = """
+import os, sys
+from pathlib import Path
+from deblur_deploy.files import writing_folder
+with writing_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    print("writing", flush=True)
+    sys.stdin.read() or os._exit(1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of that kind")
+def test_what_a_killed_process_left_goes_and_what_one_is_writing_stays(tmp_path):
+    target = tmp_path / "bund[l]e"
+    command = [sys.executable, "-c", ABANDONING, target]
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+    (tmp_path / ".bund[l]e-notours").mkdir()
+    assert len(names(tmp_path)) == 2
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as alive:
+        alive.stdout.readline()
+        with writing_folder(target) as mine:
+            assert len(names(tmp_path)) == 3, "the abandoned one is gone, two are being written"
+            (mine / "a").touch()
+        alive.communicate(b"go on")
+    assert alive.returncode == 1, "the other one is told that somebody was faster"
+    assert names(tmp_path) == [".bund[l]e-notours", target.name]
+
+
+def test_leftovers_of_files_go(tmp_path):
+    for name in (".a-abc_1234.png", ".a-ABCDEFGH.png", ".a-abcd1234", ".b-abc_1234.png", "a-abcd1234.png"):
+        (tmp_path / name).touch()
+    remove_leftovers([tmp_path / "a.png", tmp_path / "none" / "a.png"])
+    assert names(tmp_path) == [".a-ABCDEFGH.png", ".a-abcd1234", ".b-abc_1234.png", "a-abcd1234.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes of that kind")
+@pytest.mark.parametrize(
+    ("what", "kind", "says"),
+    [
+        ("none", "file", "no such file"),
+        ("file/below", "folder", "no such folder"),
+        ("pipe", "file", "is a pipe, a file is needed"),
+        ("folder", "file", "is a folder, a file is needed"),
+        ("file", "folder", "is a file, a folder is needed"),
+        ("n" * 300, "file", "cannot read .*: File name too long"),
+    ],
+)
+def test_what_is_there_instead_is_said(tmp_path, what, kind, says):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MissingFileError, match=says):
+        existing(tmp_path / what, kind=kind)
+
+
+@pytest.mark.parametrize("locked", [".", "folder", "folder/file"])
+def test_what_is_locked_is_one_line(locked):
+    with unprivileged() as room:
+        (room / "folder").mkdir()
+        (room / "folder" / "file").touch()
+        (room / locked).chmod(0)
+        with reading_as_nobody(), pytest.raises(MissingFileError, match=r"cannot read .*: Permission denied"):
+            existing(room / "folder" / "file", kind="file")
+        if locked == "folder":
+            with reading_as_nobody(), pytest.raises(OutputError, match=r"cannot read .*: Permission denied"):
+                refuse_existing(room / "folder", force=False)

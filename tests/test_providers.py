@@ -16,9 +16,10 @@ import onnxruntime as ort
 import pytest
 
 from deblur_deploy import DeblurEngine
+from deblur_deploy.cli import doctor
 from deblur_deploy.errors import InputError, MemoryLimitError, ProviderError
-from deblur_deploy.runtime import doctor, hardware, providers, sessions, threads
 from deblur_deploy.runtime import engine as engine_module
+from deblur_deploy.runtime import hardware, memory, providers, sessions, threads
 from deblur_deploy.runtime.providers import Provider
 from deblur_deploy.runtime.session import Session
 from tests.conftest import noise
@@ -137,6 +138,72 @@ def test_a_plugin_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         providers.find("openvino")
 
 
+def system(root: Path, own: str, groups: dict[str, str], meminfo: str = "") -> Path:
+    """A file tree as the kernel shows it: ``own`` is /proc/self/cgroup, ``groups`` what lies in /sys/fs/cgroup."""
+    files = {f"sys/fs/cgroup/{name}": text for name, text in groups.items()}
+    for name, text in {"proc/self/cgroup": own, "proc/meminfo": meminfo, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+MIB = 2**20
+
+
+def group(folder: str, limit: object, used_mib: int, stat: str = "") -> dict[str, str]:
+    """A memory control group of version 2."""
+    return {
+        f"{folder}memory.max": f"{limit}\n",
+        f"{folder}memory.current": f"{used_mib * MIB}\n",
+        f"{folder}memory.stat": stat,
+    }
+
+
+def group1(folder: str, limit: int, used_mib: int, stat: str = "") -> dict[str, str]:
+    """The same of version 1."""
+    return {
+        f"memory/{folder}memory.limit_in_bytes": f"{limit}\n",
+        f"memory/{folder}memory.usage_in_bytes": f"{used_mib * MIB}\n",
+        f"memory/{folder}memory.stat": stat,
+    }
+
+
+CACHE = f"anon {5 * MIB}\ninactive_file {3000 * MIB}\ntotal_inactive_file {3000 * MIB}\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "mib"),
+    [
+        pytest.param("0::/\n", {}, 8000, id="no limit"),
+        pytest.param("0::/\n", group("", "max", 100), 8000, id="v2, no limit"),
+        pytest.param("0::/\n", group("", 1000 * MIB, 100), 900, id="v2"),
+        pytest.param("0::/\n", group("", 4096 * MIB, 4086, CACHE), 3010, id="v2, full of page cache"),
+        pytest.param("0::/\n", group("", 1000 * MIB, 2000), 0, id="v2, beyond its limit"),
+        pytest.param(
+            "0::/a/b\n",
+            {**group("a/b/", "max", 10), **group("a/", 600 * MIB, 100), **group("", 9000 * MIB, 100)},
+            500,
+            id="v2, the limit is one level up",
+        ),
+        pytest.param("0::/../elsewhere\n", group("", 700 * MIB, 100), 600, id="v2, named from outside"),
+        pytest.param("5:memory:/docker/1\n", group1("", 300 * MIB, 40), 260, id="v1, as seen from inside"),
+        pytest.param("5:memory:/a\n0::/\n", group1("a/", 4096 * MIB, 4086, CACHE), 3010, id="v1, page cache"),
+        pytest.param("5:memory:/\n", group1("", 0x7FFFFFFFFFFFF000, 40), 8000, id="v1, no limit"),
+        pytest.param("", group("", 1000 * MIB, 100), 900, id="no /proc/self/cgroup"),
+        pytest.param("nonsense\n", {"memory.max": "x", "memory.current": "", "memory.stat": "y"}, 8000, id="nonsense"),
+    ],
+)
+def test_the_containers_memory(tmp_path: Path, own: str, groups: dict[str, str], mib: int) -> None:
+    meminfo = f"MemTotal:       16000000 kB\nMemAvailable:   {8000 * 1024} kB\nHugePages_Free: 0\n"
+    assert memory.available_bytes(system(tmp_path, own, groups, meminfo)) == mib * MIB
+
+
+def test_a_budget_is_a_third_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, mib in ((None, 400), (900 * MIB, 300), (9000 * MIB, 400), (0, 32)):
+        monkeypatch.setattr(memory, "available_bytes", lambda free=free: free)
+        assert memory.budget_bytes(None) == mib * MIB
+
+
 @pytest.mark.parametrize(
     ("own", "files", "cores"),
     [
@@ -149,11 +216,7 @@ def test_a_plugin_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_the_containers_quota(tmp_path: Path, own: str, files: dict[str, str], cores: float | None) -> None:
-    (tmp_path / "own").write_text(own)
-    for name, text in files.items():
-        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "root" / name).write_text(text)
-    assert threads.cpu_quota(tmp_path / "root", tmp_path / "own") == cores
+    assert threads.cpu_quota(system(tmp_path, own, files)) == cores
 
 
 def test_threads_follow_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,8 @@ def test_a_folder_and_only_what_is_new(
     assert deblur_run(monkeypatch, *arguments, "--recursive") == common.OK
     assert files(out) == ["a.jpg", "b.png", "sub/c.tif"]
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
-    assert "1 restored" in capsys.readouterr().err
+    assert "1 restored" in (said := capsys.readouterr().err)
+    assert "2 were there already (--overwrite does them again, as with another --model), 0 failed" in said
     assert deblur_run(monkeypatch, *arguments, "--glob", "a*", "--overwrite") == common.OK
     assert (out / "a.jpg").stat().st_mtime_ns > before[out / "a.jpg"]
 
@@ -218,7 +219,9 @@ def test_nothing_to_do_needs_no_model(
     for name in ("a.jpg", "b.png"):
         images.write_image(tmp_path / "out" / name, noise(5, 5, 3))
     assert deblur_run(monkeypatch, photos, "--out", tmp_path / "out", "--model", tmp_path / "none") == common.OK
-    assert "nothing to do: all 2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "nothing to do: all 2" in said
+    assert "already; --overwrite does them again, as with another --model" in said
 
 
 def test_leftovers_of_a_killed_run_go(

@@ -233,6 +233,20 @@ def test_a_cache_that_cannot_be_used_is_said_and_done_without(tmp_path, monkeypa
     assert "cannot use the cache" in said[0]
 
 
+def test_a_user_without_a_home_has_no_cache(tmp_path, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("DEBLUR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    said: list[str] = []
+    assert _cache(tmp_path / "work", True, said.append).folder.is_relative_to(tmp_path / "work")
+    assert said == [
+        "there is no home directory for a cache; set DEBLUR_CACHE to a folder; nothing is kept for another run"
+    ]
+
+
 def test_source_hash_follows_imports_anywhere_in_a_module(tmp_path, monkeypatch):
     package = tmp_path / "deblur_deploy"
     shutil.copytree(Path(deblur_deploy.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))

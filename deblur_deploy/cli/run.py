@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 from rich.console import Console
 
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
+from deblur_deploy.cli.doctor import tell
 from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
@@ -25,6 +25,7 @@ from deblur_deploy.media.images import (
     read_photo,
     write_photo,
 )
+from deblur_deploy.media.opencv import silence
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.streams import overlapped
 
@@ -89,7 +90,8 @@ def run(config: RunConfig, console: Console) -> int:
     jobs = plan_jobs(config)
     todo = [job for job in jobs if config.overwrite or not job.target.exists()]
     if not todo:
-        console.print(f"nothing to do: all {len(jobs)} were in {config.out} already", highlight=False, soft_wrap=True)
+        kept = f"nothing to do: all {len(jobs)} were in {config.out} already; {_REDO}"
+        console.print(kept, highlight=False, soft_wrap=True)
         return OK
     _remove_leftovers(todo)
     images = [job for job in todo if job.source.suffix.lower() in IMAGE_SUFFIXES]
@@ -105,8 +107,13 @@ def run(config: RunConfig, console: Console) -> int:
         if engine.float_receipt not in (None, engine.receipt):
             console.print(f"more than 8 bits: {engine.float_receipt}", highlight=False, soft_wrap=True)
     done, skipped = len(todo) - failed, len(jobs) - len(todo)
-    console.print(f"{done} restored to {config.out}, {skipped} were there already, {failed} failed", highlight=False)
+    kept = f"{skipped} were there already" + (f" ({_REDO})" if skipped else "")
+    console.print(f"{done} restored to {config.out}, {kept}, {failed} failed", highlight=False, soft_wrap=True)
     return SOME_FAILED if failed else OK
+
+
+# A result does not say which model made it.
+_REDO = "--overwrite does them again, as with another --model"
 
 
 def _remove_leftovers(jobs: Sequence[Job]) -> None:
@@ -177,25 +184,11 @@ def _complain(error: DeblurError, console: Console) -> None:
     console.print(f"deblur-run: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
-def doctor(config: RunConfig, console: Console) -> int:
-    """Print the findings; returns SOME_FAILED if no engine can be made here."""
-    # Here, since nothing else needs it.
-    from deblur_deploy.runtime.doctor import examine
-
-    findings = examine(config.model)
-    for finding in findings:
-        console.print(f"{finding.topic:12} {finding.text}", highlight=False, markup=False, soft_wrap=True)
-        if finding.mend:
-            console.print(f"{'':12} -> {finding.mend}", highlight=False, markup=False, soft_wrap=True)
-    return SOME_FAILED if findings[-1].mend else OK
-
-
 def command(argv: Sequence[str] | None) -> int:
     """Parse and run; returns the exit status."""
     config = parse_arguments(RunConfig, "deblur-run", argv)
-    # What OpenCV would say about a damaged file, our own line says.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    return doctor(config, Console()) if config.doctor else run(config, Console(stderr=True))
+    silence()
+    return tell(config, Console()) if config.doctor else run(config, Console(stderr=True))
 
 
 main = guarded("deblur-run", command)

@@ -20,7 +20,7 @@ from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import INTERRUPTED, OK, guarded
 from deblur_deploy.cli.watching import Watcher
 from deblur_deploy.evaluation.quality import PairSet
-from deblur_deploy.files import refuse_existing
+from deblur_deploy.files import refuse_existing, remove_leftovers
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.bank import Bank, bank_folder
 from deblur_deploy.training.batches import Batches
@@ -32,7 +32,7 @@ from deblur_deploy.training.figures import as_pairs, before_after, learning_curv
 from deblur_deploy.training.grow import grown
 from deblur_deploy.training.kernels import load_kernels
 from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs
-from deblur_deploy.training.train import Trainer, make_accelerator
+from deblur_deploy.training.train import FILES, Trainer, make_accelerator
 from deblur_deploy.training.unet import PRESETS, Preset, UNet, parameter_count
 from deblur_deploy.training.validation import PairSets, TorchRestorer
 
@@ -156,6 +156,7 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
         trainer.load_state()
         console.print(f"resuming at step {trainer.step} of {config.steps}")
     elif accelerator.is_main_process:
+        remove_leftovers(out / name for name in FILES)
         for name in ("state.safetensors", "best.safetensors", "last.safetensors", "log.csv"):
             (out / name).unlink(missing_ok=True)
     feed: Batches | Bank = batches

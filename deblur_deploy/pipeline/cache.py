@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 
 from deblur_deploy.errors import OutputError
+from deblur_deploy.runtime.tuned import cache_folder
 
 FOLDER = "DEBLUR_CACHE"
 """Environment variable that names the cache's folder."""
@@ -66,9 +66,11 @@ class Cache:
 
     @classmethod
     def usual(cls) -> Cache:
-        """The folder that the environment variable ``DEBLUR_CACHE`` names, or else the user's own for caches."""
-        wished = os.environ.get(FOLDER)
-        return cls(Path(wished) if wished else user_cache_path("deblur-deploy", appauthor=False))
+        """The folder that the environment variable ``DEBLUR_CACHE`` names, or else the user's own for caches.
+
+        Raises OutputError if there is none, or it cannot be used.
+        """
+        return cls(cache_folder())
 
     @contextmanager
     def locked(self, key: str, on_wait: Callable[[], object]) -> Iterator[None]:

@@ -65,7 +65,7 @@ class Bundle:
             bundle = cls(path=path, name=str(data["name"]), variants=variants)
         except ModelError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OSError) as error:
             raise ModelError(f"{manifest} is damaged ({error!r}); export the bundle again") from None
         if not variants:
             raise ModelError(f"{manifest} lists no variants; export the bundle again")

@@ -14,9 +14,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import isfinite
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,8 +22,10 @@ from numpy.typing import NDArray
 
 from deblur_deploy.contract import ModelContract
 from deblur_deploy.errors import DeblurError, InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
-from deblur_deploy.files import existing
+from deblur_deploy.files import existing, kind_of
+from deblur_deploy.runtime.arguments import checked
 from deblur_deploy.runtime.bundle import Bundle
+from deblur_deploy.runtime.forks import ForkedLock, tell
 from deblur_deploy.runtime.memory import budget_bytes
 from deblur_deploy.runtime.pixels import Layout
 from deblur_deploy.runtime.providers import Provider, candidates, check_onnxruntime, find, versions
@@ -35,7 +35,7 @@ from deblur_deploy.runtime.sessions import Sessions
 from deblur_deploy.runtime.streams import overlapped
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tuned import Tuned, load
-from deblur_deploy.runtime.variants import check_wish, choose_variant, float_variant, within_budget
+from deblur_deploy.runtime.variants import choose_variant, float_variant, within_budget
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 Array = NDArray[Any]
@@ -44,12 +44,15 @@ Array = NDArray[Any]
 class DeblurEngine:
     """Restores images; one engine may be called from many threads, and pickles as its arguments.
 
+    After a fork the child's first call makes sessions of its own.  Providers other than the CPU do not survive one: a
+    named provider then raises ProviderError, ``auto`` goes on with the CPU.
+
     Args:
         model: a bundle folder or one ``.onnx`` file that deblur-export wrote; None is the model that ships with us.
         provider: ``auto`` tries cuda, openvino and cpu; a named provider runs or raises.  ``openvino:gpu`` and
             ``cuda:1`` name one device.  With precision auto too, what ``deblur-bench --tune`` kept comes first.
         precision: ``auto`` is the fastest within 0.1 dB; or fp32, fp16, bf16 (OpenVINO), int8.
-        threads: cores to use on the CPU; None is all that the process may use, and then engines take turns.
+        threads: cores to use on the CPU, up to 1024; None is all that the process may use, and then engines take turns.
         max_memory_mb: larger images are cut into tiles; None decides by the free memory.
         options: options of the provider by ONNX Runtime's names; needs a named provider.
 
@@ -67,25 +70,12 @@ class DeblurEngine:
         options: Mapping[str, str] | None = None,
     ) -> None:
         check_onnxruntime()
-        check_wish(precision)
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; allowed: 1 or more")
-        if max_memory_mb is not None and not (isfinite(max_memory_mb) and max_memory_mb > 0):
-            raise InputError(f"max_memory_mb is {max_memory_mb}; allowed: more than 0 and finite")
-        if options and provider == "auto":
-            raise InputError("options belong to one provider; name it instead of provider='auto'")
-        self._arguments = {
-            "model": model,
-            "provider": provider,
-            "precision": precision,
-            "threads": threads,
-            "max_memory_mb": max_memory_mb,
-            "options": dict(options) if options else None,
-        }
+        self._arguments = checked(model, provider, precision, threads, max_memory_mb, options)
         self._precision, self._threads, self._options = precision, threads, options
         self._budget = budget_bytes(max_memory_mb)
         self._source: Bundle | Path = _source(model)
-        self._lock = Lock()
+        self._lock = ForkedLock()
+        self._inherited = False
         self._float: Sessions | None = None
         self._skipped: dict[str, str] = {}
         self._tuned: Tuned | None = None
@@ -93,6 +83,7 @@ class DeblurEngine:
         self.receipt = self._receipt(self._main, self._variant)
         self.float_receipt = self.receipt if self.contract.io == "float32" else None
         """What images of more than 8 bits run on; None until the first of them."""
+        tell(self)
 
     @property
     def contract(self) -> ModelContract:
@@ -124,13 +115,14 @@ class DeblurEngine:
         At most ``ahead`` images wait before and behind the engine.  Errors of ``images`` and of the engine are raised
         here, at their place in the order; closing the iterator or Ctrl-C ends the work.
         """
-        if ahead < 1:
-            raise InputError(f"ahead is {ahead}; allowed: 1 or more")
+        if not (isinstance(ahead, int) and ahead >= 1):
+            raise InputError(f"ahead is {ahead!r}; allowed: a whole number from 1")
         return overlapped(images, self, ahead=ahead)
 
     def close(self) -> None:
         """Release the model's memory; the engine cannot be called afterwards."""
         self._main = self._float = None
+        self._inherited = False
 
     def __enter__(self) -> Self:
         return self
@@ -146,10 +138,37 @@ class DeblurEngine:
     def __repr__(self) -> str:
         return f"<DeblurEngine {self.receipt}>"
 
+    def after_fork(self) -> None:
+        """In a forked child the sessions are of no use; others are made when they are first needed."""
+        self._inherited = self._main is not None
+
     def _loaded(self) -> Sessions:
-        if self._main is None:
+        if self._inherited:
+            self._open_again()
+        main = self._main
+        if main is None:
             raise InputError("this engine is closed; make a new one")
-        return self._main
+        return main
+
+    def _open_again(self) -> None:
+        with self._lock:
+            if not self._inherited or self._main is None:
+                return
+            before = self._main
+            if before.provider.name == "cpu":
+                # From memory: the child may be another user, in another place.
+                self._main = self._sessions(before.data, before.where, before.provider, self._precision)
+            else:
+                why = "its devices and threads do not survive a fork; make the engine in the child, or start by spawn"
+                if self._arguments["provider"] != "auto":
+                    raise ProviderError(f"{before.provider.name} cannot be used here: {why}")
+                self._tuned = None
+                self._skip(before.provider.name, why, 5)
+                self._main, self._variant = self._open(find("cpu"))
+            self._float = None
+            self.receipt = self._receipt(self._main, self._variant)
+            self.float_receipt = self.receipt if self._main.contract.io == "float32" else None
+            self._inherited = False
 
     def _for_floats(self) -> Sessions:
         main = self._loaded()
@@ -188,10 +207,10 @@ class DeblurEngine:
                 self._skip(provider.name, str(error))
         raise ProviderError("no provider is present; reinstall onnxruntime")
 
-    def _skip(self, name: str, why: str) -> None:
+    def _skip(self, name: str, why: str, level: int = 4) -> None:
         self._skipped[name] = why
         what = "what was tuned" if name == "tuned" else f"provider {name}"
-        warnings.warn(f"{what} is not used: {why}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{what} is not used: {why}", RuntimeWarning, stacklevel=level)
 
     def _open(self, provider: Provider, tuned: str | None = None) -> tuple[Sessions, str]:
         if isinstance(self._source, Path):
@@ -213,7 +232,7 @@ class DeblurEngine:
             )
         return sessions, variant
 
-    def _sessions(self, data: bytes, where: Path, provider: Provider, precision: str) -> Sessions:
+    def _sessions(self, data: bytes, where: object, provider: Provider, precision: str) -> Sessions:
         return Sessions(
             data,
             where,
@@ -260,9 +279,10 @@ def _source(model: str | Path | None) -> Bundle | Path:
             raise MissingFileError(f"no model ships with this installation ({DEFAULT_BUNDLE}); give a bundle or .onnx")
         return Bundle.read(DEFAULT_BUNDLE)
     path = Path(model)
-    if path.is_dir():
+    found = kind_of(path)
+    if found == "folder":
         return Bundle.read(path)
-    if not path.exists():
+    if not found:
         raise MissingFileError(f"no such model: {path}; give a bundle folder or an .onnx file of deblur-export")
     return existing(path, kind="file")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from deblur_deploy.runtime.cgroups import SYSTEM, levels, read
+
 DEFAULT_MB = 400
 """Enough that tiles of a light model waste little on their margins."""
 
@@ -28,18 +30,36 @@ def resident_bytes() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def available_bytes() -> int | None:
-    """Memory that this process can still get: the machine's or the container's, whichever is less; None if unknown."""
+def available_bytes(system: Path = SYSTEM) -> int | None:
+    """Memory that this process can still get: the machine's or a container's, whichever is least; None if unknown."""
     found = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        root = Path("/sys/fs/cgroup")
-        limit = (root / "memory.max").read_text(encoding="ascii").strip()
-        if limit.isdigit():
-            found.append(max(0, int(limit) - int((root / "memory.current").read_text(encoding="ascii"))))
-    except (OSError, ValueError):
-        pass
+    for line in read(system / "proc/meminfo").splitlines():
+        name, *value = line.split()[:2] or [""]
+        if name == "MemAvailable:" and value and value[0].isdigit():
+            found.append(int(value[0]) * 1024)
+    left = (_left(version, folder) for version, folder in levels("memory", system))
+    found += [value for value in left if value is not None]
     if not found and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(found, default=None)
+
+
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+"""By version: the limit, what is used, and the entry of ``memory.stat`` for pages of files that go when memory is
+wanted."""
+
+
+def _left(version: int, folder: Path) -> int | None:
+    """What a control group has left; None without a limit."""
+    *files, cache = _FILES[version]
+    limit, used = (read(folder / name).strip() for name in files)
+    # Version 1 writes what no machine has for no limit.
+    if not (limit.isdigit() and used.isdigit()) or int(limit) >= 2**62:
+        return None
+    stat = dict(line.split(" ", 1) for line in read(folder / "memory.stat").splitlines() if " " in line)
+    reclaimable = stat.get(cache, "").strip()
+    in_use = int(used) - (int(reclaimable) if reclaimable.isdigit() else 0)
+    return max(0, int(limit) - max(0, in_use))

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from threading import Lock
 from typing import Any
 
 import onnxruntime as ort
 
 from deblur_deploy.contract import Precision
 from deblur_deploy.errors import InputError, MissingExtraError, ProviderError
+from deblur_deploy.runtime.forks import ForkedLock
 from deblur_deploy.runtime.hardware import bf16_flags, gpu_models, processor
 
 NAMES = {
@@ -61,7 +61,7 @@ _INSTEAD = {
 }
 # What the receipt tells is asked for in one way only, so that it stays true.
 _NUMBERED = ("cuda", "tensorrt")
-_registering = Lock()
+_registering = ForkedLock()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.errors import MemoryLimitError, ModelError, ProviderError
+from deblur_deploy.runtime import forks
 from deblur_deploy.runtime.providers import NAMES, Provider, first_line
 
 Shape = tuple[int, ...]
@@ -64,6 +65,7 @@ class Session:
         session.disable_fallback()
         if session.get_providers()[0] != provider.ort_name:
             raise ProviderError(f"{provider.name} did not load {where}; onnxruntime fell back by itself")
+        forks.tell(self)
         self.bare, self._binding = session, None
         """ONNX Runtime's own session."""
         self.proven = False
@@ -82,6 +84,10 @@ class Session:
             self._binding = session.io_binding()
             self._binding.bind_ortvalue_input(INPUT, self._image)
             self._binding.bind_ortvalue_output(OUTPUT, self._restored)
+
+    def after_fork(self) -> None:
+        """It is of no use in the child, where its destructor would wait for threads that stayed behind."""
+        forks.never_release(self)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[Any]:
         if self._binding is None:

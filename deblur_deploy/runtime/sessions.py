@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from math import prod
 from threading import Lock, RLock
 from time import perf_counter
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from deblur_deploy.contract import INPUT, OUTPUT
 from deblur_deploy.errors import ModelError, ProviderError
 from deblur_deploy.runtime.assignment import assignment
+from deblur_deploy.runtime.forks import ForkedLock
 from deblur_deploy.runtime.memory import resident_bytes
 from deblur_deploy.runtime.providers import Provider, find
 from deblur_deploy.runtime.session import Session, Shape, failure, read_contract
@@ -37,7 +38,7 @@ SURELY_FITS_BYTES_PER_PIXEL = 2500
 _OFTEN = 2
 _OFTEN_WHEN_FULL = 16
 
-_turn = RLock()
+_turn = ForkedLock(RLock)
 # Every session without a thread count of its own uses all cores, so such sessions compute one after the other:
 # two at once would only take each other's cores.
 
@@ -63,11 +64,10 @@ class Sessions:
         extra: Mapping[str, str] | None = None,
         fixing: bool = True,
     ) -> None:
-        self._data, self._where, self.provider = data, where, provider
+        self.data, self.where, self.provider = data, where, provider
         self.threads, self._extra = threads, dict(extra or {})
         self._budget, self._fixing = budget, fixing
-        shared = provider.kind == "CPU" and not own_threads
-        self._turn: AbstractContextManager[object] = _turn if shared else nullcontext()
+        self._shared = provider.kind == "CPU" and not own_threads
         self._fixed: OrderedDict[Shape, Session] = OrderedDict()
         self._seen: Counter[Shape] = Counter()
         self._refused: set[Shape] = set()
@@ -132,15 +132,15 @@ class Sessions:
             warnings.warn(f"shape {batch.shape} is not compiled: {error}", RuntimeWarning, stacklevel=2)
             restored = self._call(self._any, batch)
         if restored.shape != batch.shape or restored.dtype != batch.dtype:
-            raise ModelError(f"{self._where} answered {restored.dtype}{restored.shape} to {batch.dtype}{batch.shape}")
+            raise ModelError(f"{self.where} answered {restored.dtype}{restored.shape} to {batch.dtype}{batch.shape}")
         return restored
 
     def _call(self, session: Session, batch: NDArray[Any]) -> NDArray[Any]:
-        with self._turn:
+        with _turn if self._shared else nullcontext():
             try:
                 return session(batch)
             except Exception as error:
-                raise failure(error, self.provider.name, f"failed on {self._where}") from None
+                raise failure(error, self.provider.name, f"failed on {self.where}") from None
 
     def _session(self, shape: Shape, often: bool) -> Session:
         with self._counting:
@@ -195,8 +195,8 @@ class Sessions:
 
     def _create(self, shape: Shape | None, provider: Provider | None = None) -> Session:
         return Session(
-            self._data,
-            self._where,
+            self.data,
+            self.where,
             provider or self.provider,
             shape,
             io=self.contract.io,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Generic, TypeVar
+
+from deblur_deploy.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,6 +31,7 @@ class _Stage(Thread, Generic[Result]):
         super().__init__(daemon=True)
         self._source, self._stop_asked = source, stop
         self._queue: Queue[Result | _Failed | _End] = Queue(ahead)
+        self._process = os.getpid()
         self.start()
 
     def run(self) -> None:
@@ -50,6 +54,8 @@ class _Stage(Thread, Generic[Result]):
 
     def __iter__(self) -> Iterator[Result]:
         while not self._stop_asked.is_set():
+            if os.getpid() != self._process:
+                raise InputError("this stream was begun before a fork; begin it anew in the child")
             try:
                 value = self._queue.get(timeout=0.1)
             except Empty:

@@ -6,7 +6,7 @@ import os
 from math import ceil
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from deblur_deploy.runtime.cgroups import SYSTEM, levels, read
 
 
 def usable_cores() -> int:
@@ -16,35 +16,20 @@ def usable_cores() -> int:
     return max(1, allowed if quota is None else min(allowed, ceil(quota)))
 
 
-def cpu_quota(root: Path = _CGROUP, own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Cores that the container's quota allows (control groups v1 and v2), the tightest level; None if unlimited."""
-    quotas = []
-    for line in _read(own).splitlines():
-        _, controllers, name = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "cpu" if controllers else root
-        folder = base / name.lstrip("/")
-        # Inside a container the own name may be that of the host, so the root of the mount is looked at as well.
-        for level in (folder, *folder.parents):
-            quotas.append(_v1_quota(level) if controllers else _v2_quota(level))
-            if level == base:
-                break
+def cpu_quota(system: Path = SYSTEM) -> float | None:
+    """Cores that the container's quota allows, the tightest level; None if unlimited."""
+    quotas = (_v1(folder) if version == 1 else _v2(folder) for version, folder in levels("cpu", system))
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _v2_quota(folder: Path) -> float | None:
-    limit, _, period = _read(folder / "cpu.max").strip().partition(" ")
+def _v2(folder: Path) -> float | None:
+    limit, _, period = read(folder / "cpu.max").strip().partition(" ")
+    return _quota(limit, period)
+
+
+def _v1(folder: Path) -> float | None:
+    return _quota(*(read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")))
+
+
+def _quota(limit: str, period: str) -> float | None:
     return int(limit) / int(period) if limit.isdigit() and period.isdigit() and int(period) else None
-
-
-def _v1_quota(folder: Path) -> float | None:
-    limit, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
-    return int(limit) / int(period) if limit.isdigit() and period.isdigit() and int(period) else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""

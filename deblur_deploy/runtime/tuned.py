@@ -18,6 +18,7 @@ from typing import Any
 from deblur_deploy import __version__
 from deblur_deploy.errors import OutputError
 from deblur_deploy.files import sha256, writing_file
+from deblur_deploy.runtime.arguments import MOST_THREADS
 from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.runtime.hardware import gpu_models, processor
 from deblur_deploy.runtime.threads import usable_cores
@@ -25,6 +26,7 @@ from deblur_deploy.runtime.threads import usable_cores
 SCHEMA = 1
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino")
 _MOST_BYTES = 2**16
+_MOST = {"threads": MOST_THREADS, "tile_pixels": 2**40}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +51,22 @@ class Tuned:
         if not isinstance(self.fixed, bool):
             raise ValueError(f"fixed is {self.fixed!r}; allowed: true, false")
         for name, value in (("threads", self.threads), ("tile_pixels", self.tile_pixels)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"{name} is {value!r}; allowed: none, or a whole number from 1")
+            if value is not None and (type(value) is not int or not 1 <= value <= _MOST[name]):
+                raise ValueError(f"{name} is {value!r}; allowed: none, or a whole number from 1 to {_MOST[name]}")
 
 
 def cache_folder() -> Path:
     """Where this library keeps what it can find out again: ``DEBLUR_CACHE``, else the user's cache directory.
 
-    Raises RuntimeError if the user has no home.
+    Raises OutputError if the user has no home.
     """
     if own := os.environ.get("DEBLUR_CACHE"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "deblur-deploy"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise OutputError("there is no home directory for a cache; set DEBLUR_CACHE to a folder") from None
+    return Path(base) / "deblur-deploy"
 
 
 def load(model: Path) -> Tuned | None:
@@ -77,17 +82,14 @@ def load(model: Path) -> Tuned | None:
         if kept["schema"] != SCHEMA or kept["key"] != key:
             return None
         return Tuned(**{field.name: kept["tuned"][field.name] for field in fields(Tuned)})
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
 def save(model: Path, tuned: Tuned, folder: Path | None = None) -> Path:
     """Keep a choice, whole or not at all, in ``folder`` or the cache; returns the file.  Raises OutputError."""
     key = _key(model)
-    try:
-        path = _path(key, folder or cache_folder())
-    except RuntimeError as error:
-        raise OutputError(f"there is no place for a cache ({error}); set DEBLUR_CACHE to a folder") from None
+    path = _path(key, folder or cache_folder())
     with writing_file(path) as temporary:
         temporary.write_text(
             json.dumps({"schema": SCHEMA, "key": key, "tuned": asdict(tuned)}, indent=1) + "\n", encoding="utf-8"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 from deblur_deploy.contract import Precision
-from deblur_deploy.errors import InputError, ModelError
+from deblur_deploy.errors import ModelError
 from deblur_deploy.runtime.bundle import Bundle, Variant
 from deblur_deploy.runtime.providers import Provider
 
@@ -20,12 +20,6 @@ _USUALLY_FASTEST: dict[str, tuple[Precision, ...]] = {
     "openvino": ("int8", "fp32", "fp16"),
 }
 _ON_GPUS: tuple[Precision, ...] = ("fp16", "fp32", "int8")
-
-
-def check_wish(precision: str) -> None:
-    """Raise InputError if ``precision`` is none that an engine can be asked for."""
-    if precision not in get_args(Wish):
-        raise InputError(f"precision is {precision!r}; allowed: {', '.join(get_args(Wish))}")
 
 
 def suits(layout: str, provider: str) -> bool:

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
 from deblur_deploy.errors import OutputError
 from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.runtime.tuned import cache_folder
 from deblur_deploy.training.batches import Batch, Batches, Stages
 from deblur_deploy.training.blur import BlurConfig
 
@@ -43,9 +43,8 @@ _VERSION = 1
 
 
 def bank_folder() -> Path:
-    """Where banks lie: below what DEBLUR_CACHE names, or below the user's cache folder."""
-    cache = os.environ.get("DEBLUR_CACHE")
-    return (Path(cache) if cache else user_cache_path("deblur-deploy", appauthor=False)) / "bank"
+    """Where banks lie.  Raises OutputError if the user has no home."""
+    return cache_folder() / "bank"
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Bank:
         workers = usable_cores() if workers else 0
         starts = [start for start, _, _ in self.batches.stages]
         for start, end in zip(starts, [*starts[1:], last], strict=True):
-            if max(start, first) < min(end, last):
+            if max(start, first) < min(end, last) and not self.stopping():
                 yield from self._stage(start, min(end, last), max(start, first), workers)
 
     def _stage(self, start: int, end: int, first: int, workers: int) -> Iterator[Batch]:

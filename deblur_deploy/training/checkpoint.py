@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -10,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from deblur_deploy.errors import ModelError
+from deblur_deploy.errors import ModelError, one_line
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.training.unet import UNet, UNetConfig
 
@@ -39,26 +41,50 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         file.write(memoryview(data)[end:])
 
 
+def refuse_pickle(path: Path) -> None:
+    """Raise ModelError, with the command that converts it, if ``path`` is what ``torch.save`` writes.
+
+    Unpickling runs whatever code the file names, so nothing here does.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A zip archive; or a bare pickle of protocol 2 to 5, unless these bytes are the length of a safetensors header.
+    if start.startswith(b"PK\3\4") or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and start[8:] != b"{"):
+        raise ModelError(f"{path} is a pickle; only safetensors are read; convert it: {conversion(path)}")
+
+
+def conversion(path: Path) -> str:
+    """The command that makes safetensors of the state dict in ``path``, which torch saved, alone or inside a dict."""
+    given, wanted = (json.dumps(str(name)) for name in (path, path.with_suffix(".safetensors")))
+    code = (
+        f'import torch, safetensors.torch as s; d = torch.load({given}, map_location="cpu", weights_only=True); '
+        'd = d.get("state_dict", d.get("params", d)); '
+        f"s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, {wanted})"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
 def load_checkpoint(path: Path) -> UNet:
     """The network stored at ``path``, in fp32 and eval mode on the CPU.
 
     Raises MissingFileError if there is no such file, ModelError if it is not a whole checkpoint of ours.
     """
-    existing(path, kind="file")
+    refuse_pickle(existing(path, kind="file"))
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if CONFIG_KEY not in metadata:
                 raise ModelError(f"{path} is safetensors but holds no deblur_deploy U-Net; train one with deblur-train")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
-    except SafetensorError as error:
-        raise ModelError(f"{path} is not a whole safetensors file ({error}); train or copy it again") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path} is not a whole safetensors file ({one_line(error)}); train or copy it again"
+        ) from None
     try:
         model = UNet(msgspec.json.decode(metadata[CONFIG_KEY], type=UNetConfig))
         model.load_state_dict(tensors)
     except (msgspec.MsgspecError, RuntimeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path} does not hold the weights that its config describes: {reason}") from None
+        raise ModelError(f"{path} does not hold the weights that its config describes: {one_line(error)}") from None
     if not all(torch.isfinite(value).all() for value in tensors.values()):
         raise ModelError(f"{path} holds weights that are not finite; train it again or use an earlier checkpoint")
     return model.eval()

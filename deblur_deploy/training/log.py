@@ -13,7 +13,7 @@ from statistics import fmean
 
 import psutil
 
-from deblur_deploy.errors import OutputError
+from deblur_deploy.errors import InputError, OutputError, one_line
 from deblur_deploy.files import writing_file
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.training.validation import SetQuality
@@ -132,8 +132,24 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """All lines of a log; none if there is no file."""
+    """All lines of a log; none if there is no file.  Raises InputError that names the line which is damaged."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [{name: value or "" for name, value in row.items() if name} for row in csv.DictReader(file)]
+    rows: list[dict[str, str]] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                rows.append(_numbers({name: value or "" for name, value in row.items() if name}))
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise InputError(
+            f"{path} is damaged after row {len(rows)} ({one_line(error)}); repair it, or move it away"
+        ) from None
+    return rows
+
+
+def _numbers(row: dict[str, str]) -> dict[str, str]:
+    """``row``, all of whose values are numbers or, but for the first three, empty; raises ValueError or KeyError."""
+    int(row["step"])
+    for value in (row["loss"], row["learning_rate"], *filter(None, row.values())):
+        float(value)
+    return row

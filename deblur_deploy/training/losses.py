@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deblur_deploy.errors import InputError
+from deblur_deploy.errors import InputError, one_line
 from deblur_deploy.files import existing
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -81,7 +81,7 @@ class Perceptual(nn.Module):
         try:
             self.load_state_dict({name: weights[name] for name in wanted})
         except RuntimeError as error:
-            raise InputError(f"these are not VGG19's weights: {' '.join(str(error).split())[:160]}") from None
+            raise InputError(f"these are not VGG19's weights: {one_line(error)}") from None
         self.requires_grad_(False)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
@@ -101,7 +101,7 @@ def load_vgg(path: Path | None) -> dict[str, Tensor]:
             return dict(load_file(path))
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch and pickle make of a damaged file
-        raise InputError(f"cannot read VGG19 weights from {path}: {' '.join(str(error).split())[:120]}") from None
+        raise InputError(f"cannot read VGG19 weights from {path}: {one_line(error)}") from None
     if not isinstance(weights, dict):
         raise InputError(f"{path} holds no state dict; torchvision's vgg19 state dict is needed")
     return {str(name): value for name, value in weights.items()}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deblur_deploy.errors import InputError, ModelError, TrainingError
-from deblur_deploy.files import existing
+from deblur_deploy.files import existing, remove_leftovers
 from deblur_deploy.training.bank import Bank
 from deblur_deploy.training.batches import Batch, Batches
 from deblur_deploy.training.checkpoint import save_checkpoint, save_tensors
@@ -55,6 +55,10 @@ class Progress:
     """Share of the channels that never fire, on the steps that had a validation."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Files that turned out not to be readable so far, and why."""
+
+
+FILES = ("state.safetensors", "last.safetensors", "best.safetensors", "log.csv", "curve.png", "sheet.png")
+"""What a run writes."""
 
 
 class Trainer:
@@ -246,8 +250,7 @@ class Trainer:
         the file is damaged.
         """
         path = existing(self.out / "state.safetensors", kind="file")
-        for leftover in self.out.glob(".*-*.safetensors"):
-            leftover.unlink()  # half-written when the process was killed
+        remove_leftovers(self.out / name for name in FILES)
         try:
             with safe_open(path, framework="pt", device=str(self.device)) as file:
                 metadata = file.metadata()

@@ -18,7 +18,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from deblur_deploy.errors import InputError, VerificationError
+from deblur_deploy.errors import InputError, VerificationError, one_line
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Removal = Mapping[str, Sequence[int]]
@@ -155,7 +155,7 @@ class Channels:
         except InputError:
             raise
         except Exception as error:  # whatever torch-pruning meets in a stranger's network
-            raise InputError(f"torch-pruning cannot trace the network: {_one_line(error)}") from None
+            raise InputError(f"torch-pruning cannot trace the network: {one_line(error)}") from None
 
     def _record(self, group: Any) -> Group:
         graph, names = group._DG, group._DG._module2name
@@ -190,7 +190,7 @@ class Channels:
                         "it has one channel" if group.width < 2 else self._difference(self._cut(removal), removal)
                     )
             except Exception as error:  # as above
-                difference = _one_line(error)
+                difference = one_line(error)
             if difference is not None:
                 self.left[name] = difference
                 del self.groups[name]
@@ -229,7 +229,7 @@ def named_failures(model: nn.Module) -> Iterator[None]:
         if isinstance(error, InputError) or not inside:
             raise
         where = f"layer {inside[-1]}" if inside[-1] else "the network's own forward"
-        raise InputError(f"the forward pass fails in {where}: {_one_line(error)}") from None
+        raise InputError(f"the forward pass fails in {where}: {one_line(error)}") from None
     finally:
         for handle in handles:
             handle.remove()
@@ -284,7 +284,3 @@ def _silence(module: nn.Module, outputs: Sequence[int]) -> None:
         module.weight[outputs] = 0
     if isinstance(bias := getattr(module, "bias", None), Tensor):
         bias[outputs] = 0
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

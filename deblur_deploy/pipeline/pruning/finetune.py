@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from deblur_deploy.errors import TrainingError
+from deblur_deploy.errors import TrainingError, one_line
 from deblur_deploy.pipeline.pruning.config import RecoverConfig
 from deblur_deploy.pipeline.pruning.recover import batches_for
 from deblur_deploy.training.config import uses_bf16
@@ -63,10 +63,9 @@ def finetune(
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 result: Tensor = net(pad_to_multiple(images, divisor))
         except RuntimeError as error:  # it is somebody else's network
-            reason = " ".join(str(error).split())[:200]
             raise TrainingError(
-                f"recovery: the network fails on {width}x{height} patches in {config.precision}: {reason}; choose "
-                "another --prune.recover.side-px or --prune.recover.precision"
+                f"recovery: the network fails on {width}x{height} patches in {config.precision}: {one_line(error)}; "
+                "choose another --prune.recover.side-px or --prune.recover.precision"
             ) from None
         return result[..., :height, :width].float()
 

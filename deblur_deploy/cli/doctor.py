@@ -1,18 +1,26 @@
-"""What this machine offers for deblurring, what is missing, and the one command that mends it."""
+"""deblur-run --doctor: what this machine offers for deblurring, what is missing, and the one command that mends it.
+
+It is a command of its own, so that it runs where images cannot be read for want of a whole OpenCV.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import distributions
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import onnxruntime as ort
+from rich.console import Console
 
-from deblur_deploy.errors import DeblurError, ProviderError
-from deblur_deploy.runtime import memory, providers, threads
+from deblur_deploy.cli.arguments import parse_arguments
+from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
+from deblur_deploy.cli.run_config import RunConfig
+from deblur_deploy.errors import DeblurError, ProviderError, one_line
+from deblur_deploy.runtime import memory, providers, threads, wheels
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.hardware import processor
 
@@ -63,24 +71,26 @@ def _libraries() -> list[Finding]:
             mend="pip install --upgrade onnxruntime" if old else None,
         )
     )
-    wheels = sorted({name for item in distributions() if (name := (item.name or "").lower()) in _WHEELS})
-    if len(wheels) > 1:
-        keep = "onnxruntime-gpu" if "onnxruntime-gpu" in wheels else wheels[-1]
-        found.append(
-            Finding(
-                topic="wheels",
-                text=f"{' and '.join(wheels)} overwrite each other's files",
-                mend=f"pip uninstall -y {' '.join(wheels)} && pip install {keep}",
-            )
-        )
-    for module, extra, use in (("cv2", "", "images"), ("av", "[video]", "videos")):
-        if find_spec(module) is None:
-            package = "opencv-python-headless" if module == "cv2" else f"'deblur-deploy{extra}'"
-            found.append(Finding(topic=use, text=f"{module} is not installed", mend=f"pip install {package}"))
+    clashes = [family for family in wheels.FAMILIES if wheels.clash(family)]
+    found += [Finding(topic="wheels", text=wheels.clash(family), mend=wheels.mend(family)) for family in clashes]
+    commands = {"cv2": wheels.mend("opencv"), "av": "pip install 'deblur-deploy[video]'"}
+    for module, use in (("cv2", "images"), ("av", "videos")):
+        text = _unusable(module)
+        # One command mends both.
+        if text and not (module == "cv2" and "opencv" in clashes):
+            found.append(Finding(topic=use, text=text, mend=commands[module]))
     return found
 
 
-_WHEELS = {"onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon"}
+def _unusable(module: str) -> str:
+    """Why a library cannot be used; empty if it can."""
+    if find_spec(module) is None:
+        return f"{module} is not installed"
+    try:
+        import_module("deblur_deploy.media.opencv" if module == "cv2" else module)
+    except Exception as error:  # a library of which files are missing or another's fails with anything
+        return f"{module} cannot be used: {one_line(error)}"
+    return ""
 
 
 def _providers(model: str | Path | None) -> list[Finding]:
@@ -134,3 +144,21 @@ def _model_mend(message: str) -> str:
     if "ir version" in message.lower() or "ir_version" in message.lower() or "opset" in message.lower():
         return "pip install --upgrade onnxruntime"
     return "deblur-export --out bundle, then deblur-run --model bundle"
+
+
+def tell(config: RunConfig, console: Console) -> int:
+    """Print the findings; returns SOME_FAILED if no engine can be made here."""
+    findings = examine(config.model)
+    for finding in findings:
+        console.print(f"{finding.topic:12} {finding.text}", highlight=False, markup=False, soft_wrap=True)
+        if finding.mend:
+            console.print(f"{'':12} -> {finding.mend}", highlight=False, markup=False, soft_wrap=True)
+    return SOME_FAILED if findings[-1].mend else OK
+
+
+def command(argv: Sequence[str] | None) -> int:
+    """Parse and look."""
+    return tell(parse_arguments(RunConfig, "deblur-run", argv), Console())
+
+
+main = guarded("deblur-run", command)
