@@ -64,9 +64,8 @@ class Watcher:
             text = f"{progress.dead:.0%} of the channels never fire and learn no more: lower --learning-rate"
             self.console.print(f"[yellow]note[/]: {text}", soft_wrap=True)
         if progress.processors and progress.processors.others > _BUSY and not self.complained:
-            text = (
-                f"other processes take {progress.processors.others:.0%} of the processors, and each step waits for them"
-            )
+            taken = f"{progress.processors.others:.0%} of the processors"
+            text = f"other processes take {taken}, and each step waits for them"
             text += ": end or pause them, or set OMP_WAIT_POLICY=PASSIVE"
             self.console.print(f"[yellow]note[/]: {text}", soft_wrap=True)
             self.complained = True
