@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deblur_deploy.errors import DeblurError, MissingFileError, OutputError
@@ -27,7 +29,9 @@ def writing_file(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=_prefix(target.stem, target.suffix), suffix=target.suffix
+        )
         os.close(handle)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
@@ -44,16 +48,45 @@ def writing_file(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(targets: Iterable[Path]) -> None:
+    """Delete what killed processes were writing for ``targets``, by the names that :func:`writing_file` gives."""
+    wanted = {(target.parent, _prefix(target.stem, target.suffix), target.suffix) for target in targets}
+    for folder in {folder for folder, _, _ in wanted}:
+        with suppress(OSError):
+            for path in folder.iterdir():
+                named = re.fullmatch(r"(\..*-)[a-z0-9_]{8}(\.[^.]*)?", path.name, re.DOTALL)
+                if named and (folder, named[1], named[2] or "") in wanted:
+                    with suppress(OSError):
+                        path.unlink()
+
+
+_SHORT = 128
+"""Bytes that a temporary name may have in any case; file systems take 143 or 255."""
+
+
+def _prefix(stem: str, suffix: str = "") -> str:
+    """What a temporary name begins with: ``stem``, cut where it would be longer than the long name that it is for."""
+    name, given = os.fsencode(stem + suffix), os.fsencode(stem)
+    room = max(len(name), _SHORT) - (len(name) - len(given)) - len(".-12345678")
+    return f".{stem if len(given) <= room else given[:room].decode(errors='ignore')}-"
+
+
 def refuse_unwritable(target: Path) -> None:
     """Raise OutputError if ``target`` cannot become a file (call it before any costly work)."""
-    if target.is_dir():
+    if os.path.isdir(target):  # noqa: PTH112, since it does not raise inside a locked folder
         raise OutputError(f"{target} is a folder, a file is needed; choose another name")
+    make_folder(target.parent, target)
+
+
+def make_folder(folder: Path, target: Path | None = None) -> None:
+    """Make ``folder``; raises OutputError, about ``target`` if one is given, if no file can be written there."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
+        where = f"to {folder}" if target is None else str(target)
+        raise OutputError(f"cannot write {where}: {error.strerror}; choose another place") from None
 
 
 @contextmanager
@@ -66,7 +99,7 @@ def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target.name)))
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
@@ -84,7 +117,7 @@ def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 def _replace_folder(new: Path, target: Path) -> None:
     """A folder cannot be renamed onto a full one, so the old one steps aside, and back if the new one fails."""
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target.name)))
     try:
         if target.exists():
             os.replace(target, old / "before")
@@ -104,19 +137,46 @@ def refuse_existing(target: Path, *, force: bool) -> None:
         raise OutputError(f"{target} is a file, a folder is needed; choose another --out")
     if target.exists() and (target.resolve() == Path.cwd() or target.is_mount()):
         raise OutputError(f"{target} cannot be replaced as a whole (it is in use or a mount); name a folder inside it")
-    if target.is_dir() and any(target.iterdir()) and not force:
+    try:
+        full = target.is_dir() and any(target.iterdir())
+    except OSError as error:
+        raise OutputError(f"cannot read {target}: {error.strerror}; choose another --out") from None
+    if full and not force:
         raise OutputError(f"{target} exists and is not empty; choose another --out or give --force")
 
 
 def existing(path: Path, *, kind: str) -> Path:
-    """``path`` if it exists as ``kind`` ("file" or "folder"), else MissingFileError that says what is there."""
-    if not path.exists():
+    """``path`` if it exists as ``kind`` ("file" or "folder") and, as a file, may be read.
+
+    Raises MissingFileError that says what is there otherwise.
+    """
+    found = kind_of(path)
+    if not found:
         raise MissingFileError(f"no such {kind}: {path}")
-    if kind == "file" and not path.is_file():
-        raise MissingFileError(f"{path} is a folder, a file is needed")
-    if kind == "folder" and not path.is_dir():
-        raise MissingFileError(f"{path} is a file, a folder is needed")
+    if found != kind:
+        raise MissingFileError(f"{path} is a {found}, a {kind} is needed")
+    if kind == "file":
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise MissingFileError(f"cannot read {path}: {error.strerror}") from None
     return path
+
+
+def kind_of(path: Path) -> str:
+    """``file``, ``folder``, ``pipe`` or ``device``; empty if nothing is there.
+
+    Raises MissingFileError if the system does not tell, as inside a locked folder.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name at all
+        return ""
+    except OSError as error:
+        raise MissingFileError(f"cannot read {path}: {error.strerror}") from None
+    if stat.S_ISREG(mode):
+        return "file"
+    return "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
 
 
 def _umask() -> int:

@@ -23,7 +23,8 @@ class RunConfig:
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Image or video files, or folders of them; or one live source: camera:0, or a URL such as rtsp://..."""
     out: Path = Path("restored")
-    """Folder for the results, which have the names and formats of the inputs; of a live source the video file."""
+    """Folder for the results, which have the names and formats of the inputs (a.gif becomes a.gif.png, as 256 colours
+    cannot hold it); of a live source the video file."""
     model: Path | None = None
     """Bundle folder or .onnx file of deblur-export; by default the model that ships with the package."""
     provider: str = "auto"
