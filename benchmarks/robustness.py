@@ -64,7 +64,7 @@ def seeds(kind: str, folder: Path) -> list[Path]:
 
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     if kind == "image":
-        for suffix in (".jpg", ".png", ".tif", ".webp", ".bmp"):
+        for suffix in (".jpg", ".png", ".tif", ".webp", ".bmp", ".gif", ".avif"):
             (folder / f"a{suffix}").write_bytes(cv2.imencode(suffix, noise)[1].tobytes())
     elif kind == "video":
         from tests.test_video import make
@@ -111,8 +111,9 @@ def attempt(kind: str, files: list[Path], folder: Path, seed: int) -> str:
         path = folder / f"mutated{original.suffix}"
         path.write_bytes(mutate(original.read_bytes(), random_))
         if kind == "image":
-            images.read_photo(path, max_pixels=MAX_PIXELS)
+            photo = images.read_photo(path, max_pixels=MAX_PIXELS)
             images.read_image(path, max_pixels=MAX_PIXELS)
+            images.write_photo(folder / "result", photo, kind=photo.beside and photo.beside.format)
         elif kind == "video":
             video.frame_count(path)
             video.restore_video(path, folder / f"out{path.suffix}", lambda image: image, max_pixels=MAX_PIXELS)

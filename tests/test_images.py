@@ -292,8 +292,8 @@ RGBA = noise(1, 2, 4).tobytes()
         ("a.tif", lambda: tiff(2, 8, (2, 1), RGBA, t338=(3, 1)), "has premultiplied alpha"),
         ("a.tif", lambda: tiff(1, 8, (2, 1), RGBA[:4], t338=(3, 2)), "has 2 samples a pixel"),
         ("a.tif", lambda: tiff(2, 8, (2, 1), RGBA[:6], t50706=(4, 1025)), "is a DNG"),
-        ("a.tif", lambda: b"II+\0\x08\0\0\0" + bytes(99), "is a BigTIFF inside, which cannot be restored"),
-        ("a.jpg", lambda: b"\0\0\0\x18ftypheic" + bytes(99), "is a HEIC inside"),
+        ("a.tif", lambda: b"II+\0\x08\0\0\0" + bytes(99), "is a BigTIFF, which cannot be restored"),
+        ("a.jpg", lambda: b"\0\0\0\x18ftypheic" + bytes(99), "is a HEIC, which"),
         ("a.png", lambda: png_claiming(1_100_000, 4), "states 1100000x4 pixels; a side of more than 1000000"),
         ("a.avif", turned_avif, "has a rotation that would be lost"),
         ("a.png", lambda: b"\x89PNG\r\n\x1a\n" + bytes(9), "is a PNG image that is damaged or cut short"),
@@ -496,17 +496,44 @@ def test_absent_files_and_folders_are_named(tmp_path: Path) -> None:
         images.write_image(tmp_path / "a.xyz", noise(3, 3, 3))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), suffix=st.sampled_from([".jpg", ".png", ".tif", ".webp", ".bmp", ".gif", ".avif"]))
+SEEDS = {
+    ".jpg": [
+        JFIF,
+        segment(0xE1, b"Exif\0\0" + SIDEWAYS),
+        MPF,
+        *icc_segments(profile(b"RGB "), b"q"),
+        segment(0xFE, b"c"),
+    ],
+    ".png": [
+        chunk(b"iCCP", b"n\0\0" + zlib.compress(profile(b"RGB "))),
+        chunk(b"eXIf", SIDEWAYS),
+        chunk(b"tEXt", b"k\0v"),
+    ],
+    ".webp": [riff(b"ICCP", profile(b"RGB ")), riff(b"EXIF", SIDEWAYS)],
+    ".bmp": [bytes(8)],
+}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), suffix=st.sampled_from([*SEEDS, ".tif", ".gif", ".avif"]))
 def test_any_mutation_is_read_or_our_error(tmp_path: Path, data: st.DataObject, suffix: str) -> None:
-    content = bytearray(cv2.imencode(suffix, noise(16, 16, 3))[1].tobytes())
+    """And what was read can be written, and read again."""
+    path = tmp_path / f"a{suffix}"
+    if suffix in SEEDS:
+        with_parts(path, noise(16, 16, 3), *SEEDS[suffix])
+    else:
+        path.write_bytes(cv2.imencode(suffix, noise(16, 16, 3))[1].tobytes())
+    content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
         content[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
-    path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     with suppress(InputError):
-        assert images.read_photo(path, max_pixels=10**6).pixels.size
+        photo = images.read_photo(path, max_pixels=10**6)
+        assert photo.beside is not None
+        result = tmp_path / "result"
+        images.write_photo(result, photo, kind=photo.beside.format)
+        assert images.read_image(result).size
 
 
 def test_lists_by_name_without_hidden_files(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from deblur_deploy.errors import MissingFileError
 from deblur_deploy.media.listing import look_into
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names")
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def run(config: RunConfig, console: Console) -> int:
         if engine.float_receipt not in (None, engine.receipt):
             console.print(f"more than 8 bits: {engine.float_receipt}")
     done, skipped = len(todo) - failed, len(plan.jobs) - len(todo)
-    lacking = f" ({incomplete} not with all that it had)" if incomplete else ""
+    lacking = f" ({incomplete} of them incomplete)" if incomplete else ""
     console.print(f"{done} restored{lacking} to {config.out}, {skipped} were there already, {failed} failed")
     return SOME_FAILED if failed or incomplete else unseen
 

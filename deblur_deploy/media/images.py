@@ -239,7 +239,7 @@ def _content(path: Path, max_pixels: int) -> tuple[bytes, Format]:
     kind, size = format_of(data), pixel_size(data[: 2**20]) or pixel_size(data)
     if kind is None:
         if other := foreign(data):
-            raise InputError(f"{path} is a {other} inside, which cannot be restored; save it in another format")
+            raise InputError(f"{path} is a {other}, which cannot be restored; save it in another format")
         raise InputError(f"{path} is not a JPEG, PNG, TIFF, WebP, AVIF, GIF or BMP image")
     if size is None:
         raise InputError(f"{path} is a {kind} image that is damaged or cut short")

@@ -103,7 +103,9 @@ def spread(rgb: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     most = np.float32(np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1)
     quarters = [(slice(i, None, 2), slice(k, None, 2)) for i in (0, 1) for k in (0, 1)]
     for quarter in quarters:
-        weight = np.clip(np.nan_to_num(alpha[quarter].astype(np.float32) / most), 0, 1)[..., None]
+        weight = alpha[quarter].astype(np.float32)[..., None] / most
+        if alpha.dtype.kind == "f":  # anything at all, since alpha of floats is nobody's business
+            weight = np.clip(np.nan_to_num(weight), 0, 1)
         here = np.s_[: weight.shape[0], : weight.shape[1]]
         colours[here] += rgb[quarter] * weight
         weights[here] += weight
@@ -112,11 +114,11 @@ def spread(rgb: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         return rgb
     colours /= np.where(seen, weights, 1)
     coarse = spread(colours, np.minimum(weights[..., 0], 1))
+    means = (np.rint(coarse) if rgb.dtype.kind == "u" else coarse).astype(rgb.dtype)
     filled = rgb.copy()
     for quarter in quarters:
         hidden = alpha[quarter] == 0
-        mean = coarse[: hidden.shape[0], : hidden.shape[1]][hidden]
-        filled[quarter][hidden] = np.rint(mean) if rgb.dtype.kind == "u" else mean
+        np.copyto(filled[quarter], means[: hidden.shape[0], : hidden.shape[1]], where=hidden[..., None])
     return filled
 
 
