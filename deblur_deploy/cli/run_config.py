@@ -17,7 +17,8 @@ from deblur_deploy.runtime.variants import Wish
 class RunConfig:
     """Deblur images, folders, videos, and a camera or stream.
 
-    Finished files are kept: run the same command again after an interruption and it does the rest.
+    Finished files are kept: run the same command again after an interruption and it does the rest. Metadata and
+    profiles go along as they are; a file that could not stay what it is (an animation, CMYK, several pages) is refused.
     """
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()

@@ -3,7 +3,8 @@
 A file is cut into its segments, chunks or blocks; those that describe how the pixels are *encoded* are the encoder's,
 all others are put back into what OpenCV encoded from the restored pixels.  OpenCV's own idea of metadata is EXIF, XMP
 and ICC profile only, and it glues segments together that are none of a profile's.  Pillow keeps a few more, but no
-IPTC, no cICP and no RGB of 16 bits.  Previews of the unrestored picture (MPF, which points behind it) are left out.
+IPTC, no cICP and no RGB of 16 bits.  Previews of the unrestored picture that MPF points at, behind it, are left out;
+one inside EXIF stays as it was.
 """
 
 from __future__ import annotations

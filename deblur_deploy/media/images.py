@@ -165,7 +165,8 @@ def write_image(path: Path, image: Image) -> None:
 def write_photo(path: Path, photo: Photo, *, kind: Format | None = None) -> None:
     """Write a photo as ``kind``, or in the format that the suffix names, whole or not at all; raises OutputError.
 
-    What it carries beside its pixels goes into a file of the format that it came from, and into no other.
+    What it carries beside its pixels goes into a file of the format that it came from, and into no other.  WebP's
+    encoder forgets colours that alpha hides.
     """
     kind, pixels = kind or FORMATS.get(path.suffix.lower()), photo.pixels
     if kind not in _ENCODERS:

@@ -104,7 +104,7 @@ def spread(rgb: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     quarters = [(slice(i, None, 2), slice(k, None, 2)) for i in (0, 1) for k in (0, 1)]
     for quarter in quarters:
         weight = alpha[quarter].astype(np.float32)[..., None] / most
-        if alpha.dtype.kind == "f":  # anything at all, since alpha of floats is nobody's business
+        if alpha.dtype.kind == "f":  # which may be anything, as nobody checks it
             weight = np.clip(np.nan_to_num(weight), 0, 1)
         here = np.s_[: weight.shape[0], : weight.shape[1]]
         colours[here] += rgb[quarter] * weight
