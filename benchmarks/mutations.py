@@ -43,15 +43,17 @@ def _images(folder: Path) -> None:
     import cv2
 
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
-    for suffix in (".jpg", ".png", ".tif", ".webp", ".bmp"):
+    for suffix in (".jpg", ".png", ".tif", ".webp", ".bmp", ".gif", ".avif"):
         (folder / f"a{suffix}").write_bytes(cv2.imencode(suffix, noise)[1].tobytes())
 
 
 def _open_image(path: Path) -> None:
     from deblur_deploy.media import images
 
-    images.read_photo(path, max_pixels=MAX_PIXELS)
+    photo = images.read_photo(path, max_pixels=MAX_PIXELS)
     images.read_image(path, max_pixels=MAX_PIXELS)
+    images.write_photo(path.with_stem("out"), photo, kind=photo.beside and photo.beside.format)
+    path.with_stem("out").unlink()
 
 
 def _videos(folder: Path) -> None:

@@ -35,7 +35,9 @@ def writing_file(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=_prefix(target.stem, target.suffix), suffix=target.suffix
+        )
         os.close(handle)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
@@ -52,16 +54,45 @@ def writing_file(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(targets: Iterable[Path]) -> None:
+    """Delete what killed processes were writing for ``targets``, by the names that :func:`writing_file` gives."""
+    wanted = {(target.parent, _prefix(target.stem, target.suffix), target.suffix) for target in targets}
+    for folder in {folder for folder, _, _ in wanted}:
+        with suppress(OSError):
+            for path in folder.iterdir():
+                named = re.fullmatch(r"(\..*-)[a-z0-9_]{8}(\.[^.]*)?", path.name, re.DOTALL)
+                if named and (folder, named[1], named[2] or "") in wanted:
+                    with suppress(OSError):
+                        path.unlink()
+
+
+_SHORT = 128
+"""Bytes that a temporary name may have in any case; file systems take 143 or 255."""
+
+
+def _prefix(stem: str, suffix: str = "") -> str:
+    """What a temporary name begins with: ``stem``, cut where it would be longer than the long name that it is for."""
+    name, given = os.fsencode(stem + suffix), os.fsencode(stem)
+    room = max(len(name), _SHORT) - (len(name) - len(given)) - len(".-12345678")
+    return f".{stem if len(given) <= room else given[:room].decode(errors='ignore')}-"
+
+
 def refuse_unwritable(target: Path) -> None:
     """Raise OutputError if ``target`` cannot become a file (call it before any costly work)."""
-    if target.is_dir():
+    if os.path.isdir(target):  # noqa: PTH112, since it does not raise inside a locked folder
         raise OutputError(f"{target} is a folder, a file is needed; choose another name")
+    make_folder(target.parent, target)
+
+
+def make_folder(folder: Path, target: Path | None = None) -> None:
+    """Make ``folder``; raises OutputError, about ``target`` if one is given, if no file can be written there."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
+        where = f"to {folder}" if target is None else str(target)
+        raise OutputError(f"cannot write {where}: {error.strerror}; choose another place") from None
 
 
 @contextmanager
@@ -93,18 +124,10 @@ def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         _let_go(handle)
 
 
-def remove_leftovers(targets: Iterable[Path]) -> None:
-    """Remove what killed processes were writing for these files, by the names that :func:`writing_file` gives."""
-    for target in targets:
-        for path in target.parent.glob(f".{glob.escape(target.stem)}-????????{glob.escape(target.suffix)}"):
-            if re.fullmatch("[a-z0-9_]{8}", path.stem[-8:]):
-                path.unlink(missing_ok=True)
-
-
 def _temporary_folder(target: Path) -> tuple[Path, int | None]:
     """A new hidden sibling, and its lock, which ends with this process."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target.name)))
         # Somebody may come between, and take it for abandoned.
         with suppress(BlockingIOError, FileNotFoundError):
             handle = _lock(folder)
@@ -114,7 +137,7 @@ def _temporary_folder(target: Path) -> tuple[Path, int | None]:
 
 
 def _remove_abandoned(target: Path) -> None:
-    for folder in target.parent.glob(f".{glob.escape(target.name)}-????????"):
+    for folder in target.parent.glob(f"{glob.escape(_prefix(target.name))}????????"):
         with suppress(OSError):
             if (handle := _lock(folder)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -143,7 +166,7 @@ def _let_go(handle: int | None) -> None:
 
 def _replace_folder(new: Path, target: Path) -> None:
     """A folder cannot be renamed onto a full one, so the old one steps aside, and back if the new one fails."""
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target.name)))
     try:
         if target.exists():
             os.replace(target, old / "before")

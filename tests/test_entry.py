@@ -1,5 +1,6 @@
-"""The console scripts: a missing extra is one line and status 2."""
+"""The console scripts: a missing extra, or what the system refuses, is one line and status 2."""
 
+import io
 import subprocess
 import sys
 import tomllib
@@ -7,6 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from deblur_deploy.cli.common import USER_ERROR, guarded
+from deblur_deploy.cli.progress import bar
 
 SCRIPTS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
 
@@ -43,3 +48,17 @@ sys.exit(train())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_systems_own_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as a file that was locked or went away after it was looked at."""
+    missing = tmp_path / "none"
+    assert guarded("deblur-x", lambda _: len(missing.read_bytes()))() == USER_ERROR
+    assert capsys.readouterr().err == f"deblur-x: {missing}: No such file or directory\n"
+
+
+def test_names_in_a_bar_are_no_markup() -> None:
+    shown = io.StringIO()
+    with bar(Console(file=shown, force_terminal=True, width=120)) as progress:
+        progress.add_task("o [final] [/2].mkv", total=1, rate="")
+    assert "o [final] [/2].mkv" in shown.getvalue()

@@ -129,6 +129,33 @@ def test_existing_says_what_is_there(tmp_path, kind, message):
         existing(tmp_path / "none", kind=kind)
 
 
+@pytest.mark.parametrize("stem", ["x" * 251, "ü" * 125, "x" * 130])
+def test_a_name_may_be_as_long_as_the_system_takes(tmp_path, stem):
+    target = tmp_path / f"{stem}.jpg"
+    with writing_file(target) as temporary:
+        temporary.write_text("whole")
+        # A system that takes no longer ones, as encrypting ones do, takes the temporary one too.
+        assert len(os.fsencode(temporary.name)) <= len(os.fsencode(target.name))
+        left = temporary.with_name(f"{temporary.stem[:-8]}_leftove.jpg")
+        left.touch()
+    other = left.with_name(".y-_leftove.jpg")
+    other.touch()
+    remove_leftovers([target])
+    assert set(tmp_path.iterdir()) == {target, other}
+    with writing_folder(tmp_path / f"{stem}.dir") as folder:
+        (folder / "a").touch()
+    with writing_folder(tmp_path / f"{stem}.dir", force=True):
+        pass
+    assert set(tmp_path.iterdir()) == {target, other, tmp_path / f"{stem}.dir"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names")
+def test_a_pipe_is_called_one(tmp_path):
+    os.mkfifo(tmp_path / "p.png")
+    with pytest.raises(MissingFileError, match=r"p\.png is a pipe, a file is needed"):
+        existing(tmp_path / "p.png", kind="file")
+
+
 def test_sha256_is_the_known_one(tmp_path):
     (tmp_path / "abc").write_text("abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

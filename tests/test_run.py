@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +57,101 @@ def test_a_folder_and_only_what_is_new(
     assert (out / "a.jpg").stat().st_mtime_ns > before[out / "a.jpg"]
 
 
+def test_a_folder_tells_what_it_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "a.jpg").rename(photos / "a.jfif")
+    for name in ("x.txt", "y.txt", "z.heic", ".hidden"):
+        (photos / name).touch()
+    out = tmp_path / "out [/2] [final]"
+    arguments = photos, "--out", out, "--model", bundle, "--provider", "cpu"
+    assert deblur_run(monkeypatch, *arguments) == common.OK
+    assert files(out) == ["a.jfif", "b.png"]
+    said = capsys.readouterr().err
+    assert "left out: 2 .txt, 1 " in said
+    assert f"2 restored to {out}, 0 were there already, 0 failed\n" in said
+    assert deblur_run(monkeypatch, *arguments) == common.OK
+    assert f"nothing to do: all 2 were in {out} already\n" in capsys.readouterr().err
+
+
+def test_what_a_result_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (photos / "a.jpg").open("ab") as file:
+        file.write(b"\0\0\0\x18ftypmp42")
+    (photos / "c.jpg").write_bytes((photos / "b.png").read_bytes())
+    out = tmp_path / "out"
+    assert deblur_run(monkeypatch, photos, "--out", out, "--model", bundle) == common.SOME_FAILED
+    said = capsys.readouterr().err
+    assert f"deblur-run: {photos / 'a.jpg'} is restored without the video in it\n" in said
+    assert f"deblur-run: note: {photos / 'c.jpg'} is a PNG inside, and so is its result\n" in said
+    assert "3 restored (1 of them incomplete) to" in said
+    assert (out / "c.jpg").read_bytes() == (out / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        ("read_bytes", OSError(5, "Input/output error")),
+        ("read_bytes", MemoryError()),
+        ("write_bytes", OSError(28, "No space left on device")),
+        ("stat", PermissionError(13, "Permission denied")),
+    ],
+)
+def test_a_file_that_fails_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photos: Path,
+    bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    error: Exception,
+) -> None:
+    images.write_image(photos / "aa.png", noise(9, 9, 3))
+    good = getattr(Path, method)
+
+    def failing(path: Path, *arguments: object, **options: object) -> object:
+        if path.name.lstrip(".").startswith("aa"):
+            raise error
+        return good(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, method, failing)
+    assert deblur_run(monkeypatch, photos, "--out", tmp_path / "out", "--model", bundle) == common.SOME_FAILED
+    monkeypatch.undo()
+    assert files(tmp_path / "out") == ["a.jpg", "b.png"]
+    assert "aa.png" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
+@pytest.mark.parametrize(
+    ("locked", "arguments"),
+    [
+        ("photos", ["photos"]),
+        ("photos", ["photos/a.jpg"]),
+        ("out", ["photos"]),
+        ("tiny", ["photos"]),
+        ("tiny/bundle.json", ["photos"]),
+        ("tiny/int8.onnx", ["photos"]),
+    ],
+)
+def test_what_is_locked_is_one_line(tmp_path: Path, photos: Path, locked: str, arguments: list[str]) -> None:
+    (tmp_path / "out").mkdir()
+    tiny.write_bundle(tmp_path / "tiny")
+    command = [sys.executable, "-m", "deblur_deploy.cli.run", *arguments, "--out", "out", "--model", "tiny"]
+    if os.geteuid() == 0:  # for whom nothing is locked, but for these
+        if not shutil.which("setpriv"):
+            pytest.skip("runs as root, without setpriv")
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+    mode = (tmp_path / locked).stat().st_mode
+    (tmp_path / locked).chmod(0)
+    done = subprocess.run([*command, "--provider", "cpu"], capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / locked).chmod(mode)
+    assert (done.returncode, done.stderr.count("\n")) == (common.USER_ERROR, 1), done.stderr
+    assert done.stderr.startswith("deblur-run: cannot ")
+    assert locked.partition("/")[0] in done.stderr
+    assert "Permission denied" in done.stderr
+
+
 def test_the_pixels_are_the_engines(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path, bundle: Path
 ) -> None:
@@ -83,6 +180,8 @@ def test_a_corrupt_image_among_good_ones(
         (["{photos}/empty"], "no images or videos"),
         (["{photos}/absent.jpg"], "absent.jpg"),
         (["{photos}/text.txt"], "text.txt"),
+        (["{photos}/" + 300 * "x" + ".png"], "File name too long"),
+        (["{photos}", "--glob", "sub/*"], "glob is 'sub/*'"),
         (["{photos}", "--model", "{photos}/text.onnx"], "text.onnx is not an ONNX model"),
         (["{photos}", "--model", "{photos}/stranger.onnx"], "no deblur_deploy contract"),
         (["{photos}", "--model", "{photos}"], "bundle.json"),
@@ -119,6 +218,15 @@ def test_a_users_mistake_is_one_line(
     assert shown.err.count("\n") == 1
     assert shown.err.startswith("deblur-run: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names")
+def test_a_pipe_is_called_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "p.png")
+    assert deblur_run(monkeypatch, tmp_path / "p.png", "--out", tmp_path / "out") == common.USER_ERROR
+    assert capsys.readouterr().err == f"deblur-run: {tmp_path / 'p.png'} is a pipe, a file is needed\n"
 
 
 def test_a_gray_png_with_16_bits_stays_one(
@@ -210,7 +318,7 @@ def test_killed_in_a_video_it_leaves_no_half_one(tmp_path: Path, bundle: Path) -
 )
 def test_only_a_result_folder_inside_is_left_out(photos: Path, out: str, sources: int) -> None:
     config = RunConfig(inputs=(photos,), out=Path(out.format(photos=photos)), recursive="sub" in out)
-    assert len(run.plan_jobs(config)) == sources
+    assert len(run.plan_jobs(config).jobs) == sources
 
 
 def test_nothing_to_do_needs_no_model(
@@ -248,4 +356,4 @@ def test_a_folder_that_cannot_be_made_is_one_line(
     monkeypatch: pytest.MonkeyPatch, photos: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert deblur_run(monkeypatch, photos, "--out", "/proc/none", "--model", bundle) == common.USER_ERROR
-    assert "cannot write to /proc/none" in capsys.readouterr().err
+    assert "cannot write to /proc/none: " in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_a_video_is_unpacked_once_in_order(tmp_path: Path) -> None:
         (lambda path: None, "no such file or folder"),
         (lambda path: path.mkdir(), "no photographs in"),
         (
-            lambda path: write_image(path / "x.png", photo(0)) or (path / "x.png").rename(path / "x.gif"),
+            lambda path: write_image(path / "x.png", photo(0)) or (path / "x.png").rename(path / "x.xyz"),
             "no photographs",
         ),
     ],

@@ -28,5 +28,9 @@ def guarded(name: str, command: Callable[[Sequence[str] | None], int]) -> Callab
             # Whoever read standard output (head, less) has seen enough; nor must its last flush complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return CLOSED
+        except OSError as error:  # a locked file, a full disk: the system's own words say it
+            where = f"{error.filename}: " if error.filename else ""
+            sys.stderr.write(f"{name}: {where}{error.strerror or error}\n")
+            return USER_ERROR
 
     return main

@@ -87,7 +87,7 @@ def run(arguments: Arguments) -> int:
     else:
         size = f"{recipe.verify.width_px}x{recipe.verify.height_px}"
         # A pipe or a log has no width of its own, and 80 columns would cut names.
-        console = Console(width=None if sys.stdout.isatty() else 120)
+        console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
         if recipe.prune:
             from deblur_deploy.pipeline.pruning.report import outcome, widths
 

@@ -30,7 +30,7 @@ def run_live(config: RunConfig, console: Console) -> int:
     # What FFmpeg would say about a stream, our own line says.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     with config.engine() as engine, _first_interrupt() as asked:
-        console.print(str(engine.receipt), highlight=False, soft_wrap=True)
+        console.print(str(engine.receipt))
         with bar(console) as progress:
             task = progress.add_task("frames, Ctrl-C ends", total=None, rate="")
             count = record(
@@ -42,7 +42,7 @@ def run_live(config: RunConfig, console: Console) -> int:
                 max_pixels=config.max_pixels,
                 on_frame=lambda: advance(progress, task),
             )
-    console.print(f"{count} frames restored to {config.out}", highlight=False, soft_wrap=True)
+    console.print(f"{count} frames restored to {config.out}")
     return OK
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -16,18 +17,23 @@ from deblur_deploy.cli.doctor import tell
 from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
+from deblur_deploy.files import existing, kind_of, make_folder, remove_leftovers
+from deblur_deploy.media.headers import FORMATS
 from deblur_deploy.media.images import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Photo,
     is_stream,
-    list_media,
     read_photo,
     write_photo,
 )
+from deblur_deploy.media.listing import look_into
 from deblur_deploy.media.opencv import silence
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.streams import overlapped
+
+_OWN = (DeblurError, OSError, MemoryError)
+"""What goes wrong with one file, and with no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,46 +44,68 @@ class Job:
     target: Path
 
 
-def plan_jobs(config: RunConfig) -> list[Job]:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What there is to do, and what is not done."""
+
+    jobs: list[Job] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """What folders hold besides, by what it is."""
+    failed: list[str] = field(default_factory=list)
+    """What could not be looked at."""
+
+
+def plan_jobs(config: RunConfig) -> Plan:
     """What there is to do, in order; raises MissingFileError, InputError or OutputError on what makes no sense."""
     if not config.inputs:
         raise InputError("give images or folders to restore; see deblur-run --help")
     if config.seconds is not None:
         raise InputError("--seconds is for a live source, such as camera:0; leave it out")
-    if not config.glob or Path(config.glob).is_absolute() or ".." in Path(config.glob).parts:
+    if not config.glob or Path(config.glob).name != config.glob or config.glob == "..":
         raise InputError(f"glob is {config.glob!r}; give a pattern of names inside the folder, such as 'IMG_*'")
     for place in (config.out, *config.out.parents):
-        if place.is_file():
+        if os.path.isfile(place):  # noqa: PTH113, since it does not raise inside a locked folder
             raise OutputError(f"{place} is a file, --out must be a folder; choose another")
-    jobs: dict[Path, Job] = {}
+    plan, jobs = Plan(), dict[Path, Job]()
     for given in map(Path, config.inputs):
-        if not given.exists():
-            raise MissingFileError(f"no such file or folder: {given}")
-        if given.is_dir():
-            # A result folder inside the input folder must not be fed to the network again.
-            out = config.out.resolve()
-            inside = given.resolve() in out.parents
-            sources = [
-                path
-                for path in list_media(given, config.glob, recursive=config.recursive)
-                if not (inside and path.resolve().is_relative_to(out))
-            ]
-            if not sources:
-                more = "" if config.recursive else " (subfolders: --recursive)"
-                raise InputError(f"no images or videos match {config.glob!r} in {given}{more}")
-            pairs = [(source, config.out / source.relative_to(given)) for source in sources]
-        elif given.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-            pairs = [(given, config.out / given.name)]
-        else:
-            known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-            raise InputError(f"{given} is neither a folder nor of a known kind ({known})")
-        for source, target in pairs:
-            if target.resolve() == source.resolve():
+        for source, target in _pairs(config, given, plan):
+            if os.path.realpath(target) == os.path.realpath(source):
                 raise InputError(f"{source} would be overwritten by its own result; choose another --out")
             if target in jobs and jobs[target].source != source:
                 raise InputError(f"{jobs[target].source} and {source} would both be written to {target}")
             jobs[target] = Job(source=source, target=target)
-    return list(jobs.values())
+    plan.jobs.extend(jobs.values())
+    return plan
+
+
+def _pairs(config: RunConfig, given: Path, plan: Plan) -> list[tuple[Path, Path]]:
+    """Sources with their targets; what is left out goes into ``plan``."""
+    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    if not (kind := kind_of(given)):
+        raise MissingFileError(f"no such file or folder: {given}")
+    if kind != "folder":
+        if given.suffix.lower() not in known:
+            raise InputError(f"{given} is neither a folder nor of a known kind ({', '.join(sorted(known))})")
+        if kind != "file":
+            existing(given, kind="file")
+        return [(given, config.out / _result(given).name)]
+    # A result folder inside the input folder must not be fed to the network again.
+    found = look_into(given, config.glob, recursive=config.recursive, but=config.out)
+    if not found.paths and not found.failed:
+        besides = f"; it holds {_counted(found.left_out)}" if found.left_out else ""
+        raise InputError(f"no images or videos match {config.glob!r} in {given}{besides}")
+    plan.left_out.update(found.left_out)
+    plan.failed.extend(found.failed)
+    return [(source, config.out / _result(source).relative_to(given)) for source in found.paths]
+
+
+def _result(source: Path) -> Path:
+    # 256 colours cannot hold a restored picture.
+    return source.with_name(f"{source.name}.png") if source.suffix.lower() == ".gif" else source
+
+
+def _counted(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in left_out.most_common())
 
 
 def run(config: RunConfig, console: Console) -> int:
@@ -87,77 +115,88 @@ def run(config: RunConfig, console: Console) -> int:
         from deblur_deploy.cli.live import run_live
 
         return run_live(config, console)
-    jobs = plan_jobs(config)
-    todo = [job for job in jobs if config.overwrite or not job.target.exists()]
+    plan = plan_jobs(config)
+    todo = [job for job in plan.jobs if config.overwrite or not os.path.exists(job.target)]  # noqa: PTH110, as above
+    unseen = SOME_FAILED if plan.failed else OK
     if not todo:
-        kept = f"nothing to do: all {len(jobs)} were in {config.out} already; {_REDO}"
-        console.print(kept, highlight=False, soft_wrap=True)
-        return OK
-    _remove_leftovers(todo)
+        _tell(plan, console)
+        console.print(f"nothing to do: all {len(plan.jobs)} were in {config.out} already; {_REDO}")
+        return unseen
+    remove_leftovers(job.target for job in todo)
     images = [job for job in todo if job.source.suffix.lower() in IMAGE_SUFFIXES]
     videos = [job for job in todo if job.source.suffix.lower() not in IMAGE_SUFFIXES]
     with config.engine() as engine:
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write to {config.out}: {error.strerror}; choose another --out") from None
-        console.print(str(engine.receipt), highlight=False, soft_wrap=True)
-        failed = _restore_images(engine, images, config, console) if images else 0
+        make_folder(config.out)
+        console.print(str(engine.receipt))
+        _tell(plan, console)
+        failed, incomplete = _restore_images(engine, images, config, console) if images else (0, 0)
         failed += sum(not _restore_video(engine, job, config, console) for job in videos)
         if engine.float_receipt not in (None, engine.receipt):
-            console.print(f"more than 8 bits: {engine.float_receipt}", highlight=False, soft_wrap=True)
-    done, skipped = len(todo) - failed, len(jobs) - len(todo)
+            console.print(f"more than 8 bits: {engine.float_receipt}")
+    done, skipped = len(todo) - failed, len(plan.jobs) - len(todo)
+    lacking = f" ({incomplete} of them incomplete)" if incomplete else ""
     kept = f"{skipped} were there already" + (f" ({_REDO})" if skipped else "")
-    console.print(f"{done} restored to {config.out}, {kept}, {failed} failed", highlight=False, soft_wrap=True)
-    return SOME_FAILED if failed else OK
+    console.print(f"{done} restored{lacking} to {config.out}, {kept}, {failed} failed")
+    return SOME_FAILED if failed or incomplete else unseen
 
 
 # A result does not say which model made it.
 _REDO = "--overwrite does them again, as with another --model"
 
 
-def _remove_leftovers(jobs: Sequence[Job]) -> None:
-    # What a killed run was writing for these jobs: names as ``writing_file`` makes them.
-    targets = {job.target for job in jobs}
-    for folder in {target.parent for target in targets}:
-        for path in folder.glob(".*-????????.*"):
-            target = folder / (path.stem[1:-9] + path.suffix)
-            if target in targets and re.fullmatch("[a-z0-9_]{8}", path.stem[-8:]):
-                path.unlink(missing_ok=True)
+def _tell(plan: Plan, console: Console) -> None:
+    for line in plan.failed:
+        _say(line, console)
+    if plan.left_out:
+        console.print(f"left out: {_counted(plan.left_out)}")
 
 
-def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig, console: Console) -> int:
-    def read() -> Iterator[tuple[Job, Photo | DeblurError]]:
+def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig, console: Console) -> tuple[int, int]:
+    """How many failed, and how many lack something that the source had."""
+
+    def read() -> Iterator[tuple[Job, Photo | BaseException]]:
         for job in jobs:
             try:
                 yield job, read_photo(job.source, max_pixels=config.max_pixels)
-            except DeblurError as error:
+            except _OWN as error:
                 yield job, error
 
-    def restore(read: tuple[Job, Photo | DeblurError]) -> tuple[Job, Photo | DeblurError]:
+    def restore(read: tuple[Job, Photo | BaseException]) -> tuple[Job, Photo | BaseException]:
         job, photo = read
-        if isinstance(photo, DeblurError):
+        if isinstance(photo, BaseException):
             return read
         try:
-            return job, photo.with_pixels(engine(photo.pixels))
+            return job, photo.restored(engine)
         except InputError as error:
             return job, InputError(f"{job.source}: {error}")
-        except DeblurError as error:
+        except _OWN as error:
             return job, error
 
-    failed = 0
+    failed = incomplete = 0
     with bar(console) as progress:
         task = progress.add_task("images", total=len(jobs), rate="")
         for job, photo in overlapped(read(), restore):
             try:
-                if isinstance(photo, DeblurError):
+                if isinstance(photo, BaseException):
                     raise photo
-                write_photo(job.target, photo)
-            except DeblurError as error:
+                incomplete += _write(job, photo, console)
+            except _OWN as error:
                 failed += 1
-                _complain(error, console)
+                _complain(error, job, console)
             advance(progress, task)
-    return failed
+    return failed, incomplete
+
+
+def _write(job: Job, photo: Photo, console: Console) -> bool:
+    """Whether the result lacks something that the source had."""
+    assert photo.beside is not None
+    # The content decides, as it did for every program that has opened the file.
+    write_photo(job.target, photo, kind=photo.beside.format)
+    if photo.beside.format != FORMATS.get(job.target.suffix.lower()):
+        _say(f"note: {job.source} is a {photo.beside.format} inside, and so is its result", console)
+    for lost in photo.beside.lost:
+        _say(f"{job.source} is restored without {lost}", console)
+    return bool(photo.beside.lost)
 
 
 def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: Console) -> bool:
@@ -174,21 +213,28 @@ def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: C
                 max_pixels=config.max_pixels,
                 on_frame=lambda: advance(progress, task),
             )
-    except DeblurError as error:
-        _complain(error, console)
+    except _OWN as error:
+        _complain(error, job, console)
         return False
     return True
 
 
-def _complain(error: DeblurError, console: Console) -> None:
-    console.print(f"deblur-run: {error}", highlight=False, markup=False, soft_wrap=True)
+def _complain(error: BaseException, job: Job, console: Console) -> None:
+    ours = isinstance(error, DeblurError)
+    _say(str(error) if ours else f"{job.source} cannot be restored: {error or type(error).__name__}", console)
+
+
+def _say(line: str, console: Console) -> None:
+    console.print(f"deblur-run: {line}")
 
 
 def command(argv: Sequence[str] | None) -> int:
     """Parse and run; returns the exit status."""
     config = parse_arguments(RunConfig, "deblur-run", argv)
     silence()
-    return tell(config, Console()) if config.doctor else run(config, Console(stderr=True))
+    # Names of files are no markup, and no line of theirs is broken.
+    console = Console(stderr=not config.doctor, highlight=False, markup=False, soft_wrap=True)
+    return tell(config, console) if config.doctor else run(config, console)
 
 
 main = guarded("deblur-run", command)

@@ -17,13 +17,15 @@ from deblur_deploy.runtime.variants import Wish
 class RunConfig:
     """Deblur images, folders, videos, and a camera or stream.
 
-    Finished files are kept: run the same command again after an interruption and it does the rest.
+    Finished files are kept: run the same command again after an interruption and it does the rest. Metadata and
+    profiles go along as they are; a file that could not stay what it is (an animation, CMYK, several pages) is refused.
     """
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Image or video files, or folders of them; or one live source: camera:0, or a URL such as rtsp://..."""
     out: Path = Path("restored")
-    """Folder for the results, which have the names and formats of the inputs; of a live source the video file."""
+    """Folder for the results, which have the names and formats of the inputs (a.gif becomes a.gif.png, as 256 colours
+    cannot hold it); of a live source the video file."""
     model: Path | None = None
     """Bundle folder or .onnx file of deblur-export; by default the model that ships with the package."""
     provider: str = "auto"

@@ -143,7 +143,7 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     _tell(console, found, batches)
     if command.preview:
         preview(batches, command.preview, out / "preview.png")
-        console.print(f"wrote {out / 'preview.png'}: blurred left, sharp right of each pair")
+        console.print(escape(f"wrote {out / 'preview.png'}: blurred left, sharp right of each pair"), soft_wrap=True)
         return OK
     sets = _validation(command.val)
     model = _network(command, console)
@@ -176,7 +176,9 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
         batches.blur_here = True
         shown = sets or {"training": as_pairs(batches[config.steps])}
         before_after(TorchRestorer(trainer.averaged()), shown, out / "sheet.png")
-        console.print(f"wrote {out}: best.safetensors, last.safetensors, log.csv, curve.png, sheet.png")
+        console.print(
+            escape(f"wrote {out}: best.safetensors, last.safetensors, log.csv, curve.png, sheet.png"), soft_wrap=True
+        )
     accelerator.end_training()
     return OK
 

@@ -1,8 +1,9 @@
 """What TIFF files carry beside pixels, which OpenCV neither reads out nor writes.
 
-Read are the descriptive tags of the first directory, and the EXIF and GPS directories that it points to.  They are
-written into a copy of the first directory at the end of a file, little-endian and at new offsets; so a maker's note
-that holds offsets of its own, which nobody but the maker knows, may not be understood afterwards.
+Read are all tags of the first directory that do not say how its pixels are encoded, those of makers and of maps
+included, and the EXIF and GPS directories that it points to.  They are written into a copy of the first directory at
+the end of a file, little-endian and at new offsets; so a maker's note that holds offsets of its own, which nobody but
+the maker knows, may not be understood afterwards.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Container, Mapping
 
+from deblur_deploy.media.beside import Beside, Entry, Tags, Unkept, check_profile
+
 ORIENTATION = 274
-KEPT = frozenset(
-    {
-        269, 270, 271, 272, ORIENTATION, 285,  # document, description, make, model, orientation, page's name
-        282, 283, 296,  # resolution and its unit
-        305, 306, 315, 316, 33432,  # software, date, artist, computer, copyright
-        700, 33723, 34377, 34675,  # XMP, IPTC, Photoshop, ICC profile
-    }
-)  # fmt: skip
+_BITS, _COLOURS, _SAMPLES, _EXTRA, _PROFILE, _LAYERS, _RAW = 258, 262, 277, 338, 34675, 37724, 50706
+_POINTERS = {330, 400, 34665, 34853, 40965}
+_ENCODING = (
+    {254, 255, 256, 257, _BITS, 259, _COLOURS, 263, 264, 265, 266, 273, _SAMPLES, 278, 279, 280, 281, 284, 288, 289}
+    | {290, 291, 292, 293, 317, 320, 321, *range(322, 329), *range(332, 335), 336, _EXTRA, 339, 340, 341}
+    | {*range(343, 348), 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, _LAYERS}
+    | _POINTERS
+)
 _DIRECTORIES = (34665, 34853)
 """EXIF and GPS."""
 _INTEROPERABILITY = 40965
@@ -27,12 +30,40 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _SWAPPED = {**_SIZES, 5: 4, 10: 4}
 """Bytes that change their order together; a fraction is two numbers."""
 
-Entry = tuple[int, int, bytes]
-"""Type, count and little-endian value of one tag."""
-Tags = Mapping[int, Entry | Mapping[int, Entry]]
-"""By number; a directory for EXIF and GPS."""
+_INKS = {5: "CMYK", 8: "Lab", 9: "Lab", 10: "Lab", 32803: "raw mosaic", 32844: "LogLuv", 32845: "LogLuv"}
 
-_EMPTY = b"II*\0" + struct.pack("<IHI", 8, 0, 0)
+
+def read_tiff(data: bytes) -> Beside:
+    """Tags, and what the pixels are; raises Unkept for several pages, and for pixels that are not gray, RGB or RGBA."""
+    if (pages := page_count(data)) > 1:
+        raise Unkept(f"has {pages} pages, of which only one could be kept; save each as its own file")
+    wanted = {_BITS, _COLOURS, _SAMPLES, _EXTRA, _LAYERS, _RAW}
+    entries = _values(data, _order(data) or "<", None, wanted)
+    facts = {tag: int.from_bytes(value[:2], "little") for tag, (_, _, value) in entries.items()}
+    if _RAW in facts:
+        raise Unkept("is a DNG, whose raw pixels cannot be restored; develop it first")
+    colours, samples, extra = facts.get(_COLOURS, 1), facts.get(_SAMPLES, 1), facts.get(_EXTRA, 0)
+    if colours not in (0, 1, 2, 3, 6):
+        raise Unkept(f"has colours in {_INKS.get(colours, f'a space numbered {colours}')}; convert it to RGB first")
+    if samples not in {2: (3, 4), 6: (3,)}.get(colours, (1,)):
+        raise Unkept(f"has {samples} samples a pixel; only gray, RGB and RGBA can be restored")
+    tags = read_tags(data)
+    profile = tags.get(_PROFILE)
+    if isinstance(profile, tuple):
+        check_profile(profile[2])
+    return Beside(
+        format="TIFF",
+        tags=tags,
+        inverted=colours == 0 and facts.get(_BITS, 1) > 8,
+        fourth="premultiplied" if extra == 1 else "alpha" if extra == 2 else "other",
+        lost=("its Photoshop layers",) if _LAYERS in facts else (),
+    )
+
+
+def put_into_tiff(encoded: bytes, beside: Beside, *, fourth: bool) -> bytes:
+    """What OpenCV encoded, with the old tags, and with what a ``fourth`` sample is, which it does not say."""
+    extra = {_EXTRA: (3, 1, bytes([{"other": 0, "premultiplied": 1, "alpha": 2}[beside.fourth], 0]))}
+    return with_tags(encoded, {**beside.tags, **(extra if fourth else {})})
 
 
 def read_tags(data: bytes) -> dict[int, Entry | Mapping[int, Entry]]:
@@ -40,7 +71,7 @@ def read_tags(data: bytes) -> dict[int, Entry | Mapping[int, Entry]]:
     order = _order(data)
     if order is None:
         return {}
-    found: dict[int, Entry | Mapping[int, Entry]] = dict(_values(data, order, None, KEPT))
+    found: dict[int, Entry | Mapping[int, Entry]] = dict(_values(data, order, None, None, _ENCODING))
     for tag, (kind, _, value) in _values(data, order, None, _DIRECTORIES).items():
         if kind == 4 and (inside := _values(data, order, int.from_bytes(value[:4], "little"), None)):
             # A pointer would point to where nothing is any more.
@@ -48,20 +79,24 @@ def read_tags(data: bytes) -> dict[int, Entry | Mapping[int, Entry]]:
     return found
 
 
-def unturned(data: bytes) -> bytes:
-    """The file with its orientation overwritten, because OpenCV turns the pixels of a TIFF file as it says."""
+def neutral(data: bytes) -> bytes:
+    """The file with its orientation and the kind of its alpha overwritten.
+
+    OpenCV turns the pixels as the one says, and multiplies them by alpha where the other says that they are not.
+    """
     order = _order(data)
     if order is None:
         return data
+    changed = bytearray(data)
     try:
         for at in _entries(data, order):
             if _tag(data, order, at) == ORIENTATION:
-                changed = bytearray(data)
                 struct.pack_into(order + "HIHH", changed, at + 2, 3, 1, 1, 0)
-                return bytes(changed)
+            elif _tag(data, order, at) == _EXTRA:
+                struct.pack_into(order + "HIHH", changed, at + 2, 3, 1, 0, 0)
     except struct.error:
         pass
-    return data
+    return bytes(changed)
 
 
 def page_count(data: bytes) -> int:
@@ -93,11 +128,6 @@ def with_tags(data: bytes, tags: Tags) -> bytes:
         entries[tag] = _appended(body, tag, content)
     struct.pack_into("<I", body, 4, _write_directory(body, entries))
     return bytes(body)
-
-
-def as_exif(tags: Tags) -> bytes:
-    """The same tags as the EXIF block of a JPEG, PNG or WebP file, which is a TIFF file without pixels."""
-    return with_tags(_EMPTY, {tag: content for tag, content in tags.items() if tag not in (700, 34675)})
 
 
 def _appended(body: bytearray, tag: int, content: Entry | Mapping[int, Entry]) -> bytes:
@@ -133,13 +163,16 @@ def _entry(data: bytes, order: str, at: int) -> Entry | None:
     return kind, count, value
 
 
-def _values(data: bytes, order: str, start: int | None, wanted: Container[int] | None) -> dict[int, Entry]:
-    """The wanted entries of one directory, up to the first that is damaged."""
+def _values(
+    data: bytes, order: str, start: int | None, wanted: Container[int] | None, unwanted: Container[int] = ()
+) -> dict[int, Entry]:
+    """The wanted entries of one directory, or all, up to the first that is damaged."""
     found, left = {}, len(data)
     try:
         for at in _entries(data, order, start):
             tag = _tag(data, order, at)
-            if (wanted is None or tag in wanted) and (entry := _entry(data, order, at)):
+            asked = tag not in unwanted if wanted is None else tag in wanted
+            if asked and (entry := _entry(data, order, at)):
                 found[tag] = entry
                 left -= len(entry[2])
                 # Thousands of entries for the same bytes would fill the memory.

@@ -59,9 +59,14 @@ class Layout:
         return bool(self.dtype == np.uint8)
 
     def colour(self, index: int) -> NDArray[Any]:
-        """Image ``index`` as HxWx3 RGB, a view where possible."""
+        """Image ``index`` as HxWx3 RGB, a view where possible; where alpha is 0, in the colours seen around.
+
+        What lies hidden there is arbitrary, mostly black, and would be smeared into what is seen.
+        """
         image: NDArray[Any] = self.images[index]
-        return np.broadcast_to(image, (*image.shape[:2], 3)) if image.shape[2] == 1 else image[..., :3]
+        if image.shape[2] == 1:
+            return np.broadcast_to(image, (*image.shape[:2], 3))
+        return spread(image[..., :3], image[..., 3]) if image.shape[2] == 4 else image
 
     def result(self) -> NDArray[Any]:
         """An uninitialised array like the caller's, as NxHxWxC."""
@@ -79,7 +84,42 @@ class Layout:
         else:
             target[..., :3] = rgb
         if target.shape[2] == 4:
-            target[..., 3] = self.images[index, ..., 3]
+            given = self.images[index]
+            target[..., 3] = given[..., 3]
+            np.copyto(target[..., :3], given[..., :3], where=(given[..., 3:] == 0))
+
+
+def spread(rgb: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+    """HxWx3 whose pixels of alpha 0 take colours from those around them, weighted by alpha; a view if there are none.
+
+    Push and pull: cells of 2, 4, 8... pixels hold the mean of what is seen in them, and each hidden pixel takes that of
+    the smallest cell that sees anything.
+    """
+    if (alpha != 0).all():
+        return rgb
+    height, width = alpha.shape
+    colours = np.zeros(((height + 1) // 2, (width + 1) // 2, 3), np.float32)
+    weights = np.zeros((*colours.shape[:2], 1), np.float32)
+    most = np.float32(np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1)
+    quarters = [(slice(i, None, 2), slice(k, None, 2)) for i in (0, 1) for k in (0, 1)]
+    for quarter in quarters:
+        weight = alpha[quarter].astype(np.float32)[..., None] / most
+        if alpha.dtype.kind == "f":  # which may be anything, as nobody checks it
+            weight = np.clip(np.nan_to_num(weight), 0, 1)
+        here = np.s_[: weight.shape[0], : weight.shape[1]]
+        colours[here] += rgb[quarter] * weight
+        weights[here] += weight
+    seen = weights > 0
+    if not seen.any():
+        return rgb
+    colours /= np.where(seen, weights, 1)
+    coarse = spread(colours, np.minimum(weights[..., 0], 1))
+    means = (np.rint(coarse) if rgb.dtype.kind == "u" else coarse).astype(rgb.dtype)
+    filled = rgb.copy()
+    for quarter in quarters:
+        hidden = alpha[quarter] == 0
+        np.copyto(filled[quarter], means[: hidden.shape[0], : hidden.shape[1]], where=hidden[..., None])
+    return filled
 
 
 def to_graph(rgb: NDArray[Any], io: str) -> NDArray[Any]:
