@@ -101,12 +101,16 @@ def run(config: RunConfig, console: Console) -> int:
             raise OutputError(f"cannot write to {config.out}: {error.strerror}; choose another --out") from None
         console.print(str(engine.receipt), highlight=False, soft_wrap=True)
         failed = _restore_images(engine, images, config, console) if images else 0
-        failed += sum(not _restore_video(engine, job, config, console) for job in videos)
+        losses = [_restore_video(engine, job, config, console) for job in videos]
         if engine.float_receipt not in (None, engine.receipt):
             console.print(f"more than 8 bits: {engine.float_receipt}", highlight=False, soft_wrap=True)
+    failed += losses.count(None)
+    lacking = sum(map(bool, losses))
     done, skipped = len(todo) - failed, len(jobs) - len(todo)
-    console.print(f"{done} restored to {config.out}, {skipped} were there already, {failed} failed", highlight=False)
-    return SOME_FAILED if failed else OK
+    less = f", {lacking} of them with a loss named above" if lacking else ""
+    counts = f"{skipped} were there already, {failed} failed"
+    console.print(f"{done} restored to {config.out}{less}, {counts}", highlight=False, soft_wrap=True)
+    return SOME_FAILED if failed or lacking else OK
 
 
 def _remove_leftovers(jobs: Sequence[Job]) -> None:
@@ -153,27 +157,33 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
     return failed
 
 
-def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: Console) -> bool:
+def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: Console) -> tuple[str, ...] | None:
+    """What the result lacks, which is named; None if there is no result."""
     try:
         # Here, so that images need no PyAV.
         from deblur_deploy.media.video import frame_count, restore_video
 
+        notes: list[str] = []
         with bar(console) as progress:
             task = progress.add_task(job.source.name, total=frame_count(job.source), rate="")
-            restore_video(
+            lost = restore_video(
                 job.source,
                 job.target,
                 engine,
                 max_pixels=config.max_pixels,
                 on_frame=lambda: advance(progress, task),
+                on_note=notes.append,
             )
     except DeblurError as error:
         _complain(error, console)
-        return False
-    return True
+        return None
+    for kind, those in (("lost", lost), ("left out, which changes no picture or sound", notes)):
+        if those:
+            _complain(f"{job.source} was restored; {kind}: {', '.join(those)}", console)
+    return lost
 
 
-def _complain(error: DeblurError, console: Console) -> None:
+def _complain(error: DeblurError | str, console: Console) -> None:
     console.print(f"deblur-run: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
