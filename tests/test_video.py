@@ -265,6 +265,18 @@ def test_what_a_format_cannot_hold_is_named(tmp_path: Path) -> None:
     assert set(lost) == {"its chapters", "its flags (default, forced and the like)", "its rotation"}
 
 
+def test_tracks_of_data_are_noted(tmp_path: Path) -> None:
+    def positions(output: Any, stream: Any) -> None:
+        data = output.add_data_stream("klv")
+        packet = av.Packet(b"52.5N 13.4E")
+        packet.stream, packet.pts, packet.dts = data, 0, 0
+        output.mux(packet)
+
+    source, notes = make(tmp_path / "a.ts", "libx264", "yuv420p", prepare=positions), list[str]()
+    assert video.restore_video(source, tmp_path / "b.mp4", lambda image: image, on_note=notes.append) == ()
+    assert notes == ["its data track 1"]
+
+
 def test_what_is_neither_seen_nor_heard_is_noted(tmp_path: Path) -> None:
     source = make(
         tmp_path / "a.mp4",

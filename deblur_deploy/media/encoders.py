@@ -53,6 +53,14 @@ _OPTIONS = {
 _EVEN = frozenset({"libx264", "libx265"})
 _FINEST_TICK = {"mpeg4": 65535}
 _GLOBAL_HEADER = 1 << 22
+_OF_THE_STREAM = ("encoder", "bps", "duration", "number_of_", "_statistics_")
+# Where an encoder takes HDR10's mastering display and light level: the option, their names in it, and how many units
+# of it are 1 in colour coordinates and in candela per square metre.
+_LIGHT = {
+    "libsvtav1": ("svtav1-params", "mastering-display", "content-light", 1, 1),
+    "libx264": ("x264-params", "mastering-display", "cll", 50_000, 10_000),
+    "libx265": ("x265-params", "master-display", "max-cll", 50_000, 10_000),
+}
 _UNSPECIFIED = 2
 
 
@@ -83,11 +91,14 @@ class Encoder:
         if output.format.name == "avi":
             self._context.max_b_frames = 0  # so that frames are stored in the order in which they are shown
         self._context.options = _with_light(name, first)
-        os.environ.setdefault("SVT_LOG", "1")  # libsvtav1 writes a page about itself otherwise
+        if name == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # it writes a page about itself otherwise
         self._context.open()
         if self.stream.codec_context is not self._context:
             self._describe(output)
-        self.stream.metadata.update(stream.metadata)
+        # What was true of the old bit stream only is left behind.
+        said = {key: text for key, text in stream.metadata.items() if not key.lower().startswith(_OF_THE_STREAM)}
+        self.stream.metadata.update(said)
         self.stream.disposition = int(stream.disposition)
         # Apple's players take HEVC by this name only.
         if source.codec_tag == "hvc1" and same and output.format.name in ("mov", "mp4"):
@@ -219,19 +230,20 @@ def _divides(pixels: Any, width: int, height: int) -> bool:
 def _with_light(name: str, first: Any) -> dict[str, str]:
     """The encoder's options, with the mastering display and light level of HDR10 where it writes them."""
     options = dict(_OPTIONS.get(name, {}))
-    known = raw_side_data(first)
-    said = []
+    if name not in _LIGHT:
+        return options
+    option, display_name, level_name, point_units, light_units = _LIGHT[name]
+    known, said = raw_side_data(first), []
     # FFmpeg's AVMasteringDisplayMetadata: ten fractions (x, y of red, green, blue, white; least, most) and two flags.
     display = np.frombuffer(known.get(Type.MASTERING_DISPLAY_METADATA, b""), np.int32)
-    if name == "libx265" and display.size >= 22 and display[20] and display[21]:
-        red, green, blue, white = np.rint(display[:16:2] / display[1:16:2] * 50_000).astype(int).reshape(4, 2)
-        least, most = np.rint(display[16:20:2] / display[17:20:2] * 10_000).astype(int)
-        points = zip("GBR", (green, blue, red), strict=True)
-        shown = "".join(f"{letter}({x},{y})" for letter, (x, y) in [*points, ("WP", white)])
-        said.append(f"master-display={shown}L({most},{least})")
+    if display.size >= 22 and display[20] and display[21] and display[1:20:2].all():
+        values = display[:20:2] / display[1:20:2] * ([point_units] * 8 + [light_units] * 2)
+        texts = [f"{value:.4f}" if point_units == 1 else f"{value:.0f}" for value in values]
+        (red, green, blue, white), (least, most) = [",".join(texts[i : i + 2]) for i in range(0, 8, 2)], texts[8:]
+        said.append(f"{display_name}=G({green})B({blue})R({red})WP({white})L({most},{least})")
     level = np.frombuffer(known.get(Type.CONTENT_LIGHT_LEVEL, b""), np.uint32)
-    if name == "libx265" and level.size >= 2:
-        said.append(f"max-cll={level[0]},{level[1]}")
+    if level.size >= 2:
+        said.append(f"{level_name}={level[0]},{level[1]}")
     if said:
-        options["x265-params"] = ":".join([options["x265-params"], *said])
+        options[option] = ":".join([*filter(None, [options.get(option)]), *said])
     return options
