@@ -318,6 +318,22 @@ def test_a_file_that_is_cut_off_is_restored_as_far_as_it_goes(
     assert np.abs(found["means"] - whole["means"][: len(found["means"])]).max() < 4
 
 
+def test_what_an_edit_list_hides_is_not_missed(tmp_path: Path) -> None:
+    make(tmp_path / "whole.mp4", "libx264", "yuv420p", tick=Fraction(1, 25))
+    with av.open(str(tmp_path / "whole.mp4")) as whole, av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream = output.add_stream_from_template(whole.streams.video[0], opaque=True)
+        for packet in whole.demux(video=0):
+            if packet.size:
+                shift = round(Fraction(5, 25) / packet.time_base)
+                packet.stream, packet.pts, packet.dts = stream, packet.pts - shift, packet.dts - shift
+                output.mux(packet)
+    assert video.restore_video(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda image: image) == ()
+    seen = facts(tmp_path / "a.mp4")
+    assert facts(tmp_path / "b.mp4")["times"] == seen["times"]
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert len(seen["times"]) == 12 < container.streams.video[0].frames
+
+
 def test_damage_inside_is_counted_and_the_rest_restored(tmp_path: Path) -> None:
     source = make(tmp_path / "a.mkv", "libx264", "yuv420p", options={"g": "1"})
     with av.open(str(source)) as container:
@@ -344,9 +360,9 @@ def test_the_command_names_losses_and_ends_with_status_1(
     )
     assert run.main() == common.SOME_FAILED
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("deblur-run: cut.mkv was restored; lost: ") for line in lines)
+    assert any(line.startswith("deblur-run: cut.mkv is restored without all that follows after ") for line in lines)
     assert any(line.startswith("deblur-run: script.mp4 cannot be read as a video") for line in lines)
-    assert lines[-1] == "2 restored to ../out, 1 of them with a loss named above, 0 were there already, 1 failed"
+    assert lines[-1] == "2 restored (1 of them incomplete) to ../out, 0 were there already, 1 failed"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a:b.mp4", "cut.mkv"]
 
 

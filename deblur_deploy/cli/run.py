@@ -101,16 +101,15 @@ def run(config: RunConfig, console: Console) -> int:
             raise OutputError(f"cannot write to {config.out}: {error.strerror}; choose another --out") from None
         console.print(str(engine.receipt), highlight=False, soft_wrap=True)
         failed = _restore_images(engine, images, config, console) if images else 0
-        losses = [_restore_video(engine, job, config, console) for job in videos]
+        done = [_restore_video(engine, job, config, console) for job in videos]
         if engine.float_receipt not in (None, engine.receipt):
             console.print(f"more than 8 bits: {engine.float_receipt}", highlight=False, soft_wrap=True)
-    failed += losses.count(None)
-    lacking = sum(map(bool, losses))
-    done, skipped = len(todo) - failed, len(jobs) - len(todo)
-    less = f", {lacking} of them with a loss named above" if lacking else ""
+    failed, incomplete = failed + done.count("failed"), done.count("incomplete")
+    restored, skipped = len(todo) - failed, len(jobs) - len(todo)
+    lacking = f" ({incomplete} of them incomplete)" if incomplete else ""
     counts = f"{skipped} were there already, {failed} failed"
-    console.print(f"{done} restored to {config.out}{less}, {counts}", highlight=False, soft_wrap=True)
-    return SOME_FAILED if failed or lacking else OK
+    console.print(f"{restored} restored{lacking} to {config.out}, {counts}", highlight=False, soft_wrap=True)
+    return SOME_FAILED if failed or incomplete else OK
 
 
 def _remove_leftovers(jobs: Sequence[Job]) -> None:
@@ -157,16 +156,16 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
     return failed
 
 
-def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: Console) -> tuple[str, ...] | None:
-    """What the result lacks, which is named; None if there is no result."""
+def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: Console) -> str:
+    """One of "whole", "incomplete" (the result lacks something that the source had) and "failed"."""
+    notes: list[str] = []
     try:
         # Here, so that images need no PyAV.
         from deblur_deploy.media.video import frame_count, restore_video
 
-        notes: list[str] = []
         with bar(console) as progress:
             task = progress.add_task(job.source.name, total=frame_count(job.source), rate="")
-            lost = restore_video(
+            losses = restore_video(
                 job.source,
                 job.target,
                 engine,
@@ -176,11 +175,12 @@ def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: C
             )
     except DeblurError as error:
         _complain(error, console)
-        return None
-    for kind, those in (("lost", lost), ("left out, which changes no picture or sound", notes)):
-        if those:
-            _complain(f"{job.source} was restored; {kind}: {', '.join(those)}", console)
-    return lost
+        return "failed"
+    for lost in losses:
+        _complain(f"{job.source} is restored without {lost}", console)
+    for lost in notes:
+        _complain(f"note: {job.source} is restored without {lost}, which is neither seen nor heard", console)
+    return "incomplete" if losses else "whole"
 
 
 def _complain(error: DeblurError | str, console: Console) -> None:

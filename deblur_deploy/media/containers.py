@@ -147,6 +147,11 @@ def side_data(frame: Any) -> set[str]:
     return {_SIDE_DATA[kind] for kind in raw_side_data(frame) if kind in _SIDE_DATA}
 
 
+def is_rgb(pixels: Any) -> bool:
+    """Whether an av.VideoFormat is RGB, by planes, packed or by a palette."""
+    return bool(pixels.is_rgb or pixels.has_palette)
+
+
 def turning(frame: Any) -> list[int]:
     """FFmpeg's display matrix of nine numbers, which turns and mirrors; empty if the frame is shown as it is."""
     matrix: list[int] = np.frombuffer(raw_side_data(frame).get(Type.DISPLAYMATRIX, b""), np.int32).tolist()
@@ -190,7 +195,7 @@ def facts(path: Path, wanted: Set[str] = frozenset()) -> dict[str, Any]:
 
 
 def _first_frame(frame: Any) -> dict[str, Any]:
-    yuv = not frame.format.is_rgb and not frame.format.has_palette
+    yuv = not is_rgb(frame.format)
     return {
         "its rotation": turning(frame)[:2] + turning(frame)[3:5],
         "its colour primaries": frame.color_primaries not in _UNSTATED and frame.color_primaries,

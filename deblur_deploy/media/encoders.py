@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deblur_deploy.errors import InputError, MissingExtraError
-from deblur_deploy.media.containers import raw_side_data, side_data, turning
+from deblur_deploy.media.containers import is_rgb, raw_side_data, side_data, turning
 
 try:
     import av
@@ -72,8 +72,8 @@ class Encoder:
         name, self.pixels = choice(
             output.format.name, source.codec.canonical_name, first.format, first.width, first.height
         )
-        self.rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        self._tick, self._times = stream.time_base, list[int]()
+        self._rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        self._tick, self._times = stream.time_base, list[tuple[int, int]]()
         # Dolby Vision is described in the container, but its data, which are in the bit stream, are lost.
         same = Codec(name, "w").canonical_name == source.codec.canonical_name
         if same and "its Dolby Vision metadata" not in side_data(first):
@@ -81,7 +81,7 @@ class Encoder:
             self.stream = output.add_stream_from_template(stream, opaque=True)
             self._context = CodecContext.create(name, "w")
         else:
-            self.stream = output.add_stream(name, rate=self.rate)
+            self.stream = output.add_stream(name, rate=self._rate)
             self.stream.time_base = stream.time_base
             self._context = self.stream.codec_context
             self.stream.set_display_matrix(turning(first) or None)
@@ -108,8 +108,8 @@ class Encoder:
         context = self._context
         context.width, context.height, context.pix_fmt = first.width, first.height, self.pixels.name
         self._coarse = self._tick.denominator > _FINEST_TICK.get(context.name, self._tick.denominator)
-        context.framerate = self.rate
-        context.time_base = (1 / self.rate).limit_denominator(65535) if self._coarse else self._tick
+        context.framerate = self._rate
+        context.time_base = (1 / self._rate).limit_denominator(65535) if self._coarse else self._tick
         context.color_range, context.colorspace = source.color_range, source.colorspace
         if self._leaves_rgb(first):
             context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
@@ -120,7 +120,7 @@ class Encoder:
     def _describe(self, output: Any) -> None:
         """Put what the new bit stream is into the track that was copied from the source."""
         track, context = self.stream.codec_context, self._context
-        track.pix_fmt, track.extradata, track.framerate = self.pixels.name, context.extradata, self.rate
+        track.pix_fmt, track.extradata, track.framerate = self.pixels.name, context.extradata, self._rate
         track.color_range, track.colorspace = context.color_range, context.colorspace
         track.bit_rate, track.level = 0, context.level
         if context.profile:
@@ -141,13 +141,13 @@ class Encoder:
         """Packets for the output; None ends the track."""
         if frame is not None and self._coarse:
             # The encoder cannot count so finely: it counts frames, and their times are put back behind it.
-            self._times.append(frame.pts)
+            self._times.append((frame.pts, frame.duration))
             frame.pts, frame.time_base = len(self._times) - 1, self._context.time_base
         packets = self._context.encode(frame)
         for packet in packets:
             if self._coarse:
-                packet.pts = packet.dts = self._times[packet.pts]
-                packet.duration, packet.time_base = 0, self._tick
+                packet.pts, packet.duration = self._times[packet.pts]
+                packet.dts, packet.time_base = packet.pts, self._tick
             packet.stream = self.stream
         return packets
 
@@ -203,11 +203,6 @@ def choice(kind: str, codec: str, source: Any, width: int, height: int) -> tuple
 def bits(pixels: Any) -> int:
     """Bits of a colour component."""
     return max(part.bits for part in pixels.components)
-
-
-def is_rgb(pixels: Any) -> bool:
-    """Whether a format is RGB, by planes, packed or by a palette."""
-    return bool(pixels.is_rgb or pixels.has_palette)
 
 
 def _holds(pixels: Any, source: Any) -> bool:

@@ -22,13 +22,14 @@ from deblur_deploy.media.containers import (
     cover_streams,
     created,
     facts,
+    is_rgb,
     opened,
     reading,
     side_data,
     start,
     video_stream,
 )
-from deblur_deploy.media.encoders import Encoder, bits, interlaced, is_rgb, refuse
+from deblur_deploy.media.encoders import Encoder, bits, interlaced, refuse
 from deblur_deploy.media.extent import missing_bytes
 from deblur_deploy.media.images import MAX_PIXELS
 from deblur_deploy.runtime.streams import overlapped
@@ -39,18 +40,18 @@ try:
 except ImportError:
     raise MissingExtraError("videos need PyAV; install it: pip install 'deblur-deploy[video]'") from None
 
-# Containers that state their length at the front, so that a file that is cut off is known by it.
 _DISCARD_ALL = int(av.stream.Discard.all)
 _ONE_FRAME_A_PACKET = ("h264", "hevc")
-_STATING = ("mov", "matroska", "avi")
 
 
 @dataclass(kw_only=True)
 class _Read:
     """What came out of the source."""
 
+    demuxed: int = 0
+    """Packets of the picture."""
     packets: int = 0
-    unseen: int = 0
+    """Those of them that are shown: an edit list may begin behind the first."""
     frames: int = 0
     damaged: int = 0
     end: float = 0.0
@@ -58,7 +59,9 @@ class _Read:
     shown: float = 0.0
     """End of the last frame."""
     failed: bool = False
+    """Whether reading ended with an error."""
     kinds: set[str] = field(default_factory=set)
+    """Of side data, in words."""
 
 
 def frame_count(path: Path) -> int | None:
@@ -99,37 +102,34 @@ def restore_video(
         refuse(stream, first.frame, source)
     with writing_file(target) as temporary:
         with opened(source) as container:
+            cut = missing_bytes(source) > 0
             # Frames that are still under way in several threads are lost where a file breaks off.
-            stream = video_stream(container, source, threads="SLICE" if missing_bytes(source) else "AUTO")
+            stream = video_stream(container, source, threads="SLICE" if cut else "AUTO")
             named = any("." in key for key in container.metadata) and not first.covers
             try:
                 # Apple's own tags (place, camera) have names of this kind, and are written only if asked for.
                 with created(temporary, **({"movflags": "use_metadata_tags"} if named else {})) as output:
-                    job = _Job(source, container, stream, output, first)
+                    job = _Job(source, container, stream, output, first, cut=cut)
                     job.run(restore, on_frame)
-                lost = [*job.uncopied(on_note), *_cut(source, container, stream, job.read)]
+                lost = [*job.uncopied(on_note), *job.unread()]
             # What goes wrong in reading is an InputError by now.
             except (av.error.ArgumentError, av.error.InvalidDataError) as error:
                 raise InputError(f"{source} cannot be written anew ({error.strerror}); it may be damaged") from None
             except av.error.FFmpegError as error:
                 raise OutputError(f"cannot write {target}: {error.strerror}; nothing was left behind") from None
-        before = facts(source) | dict.fromkeys(job.read.kinds, True)
-        after = facts(temporary, job.read.kinds)
-        for tag in sorted(before.pop("tags") - after.pop("tags")):
-            on_note(f"its tag {tag}")
-        lost += [name for name, value in before.items() if value and after.get(name) != value]
+        lost += _unwritten(source, temporary, job.read.kinds, on_note)
     return tuple(lost)
 
 
 class _Job:
     """One video on its way from ``container`` to ``output``."""
 
-    def __init__(self, source: Path, container: Any, stream: Any, output: Any, first: Start) -> None:
+    def __init__(self, source: Path, container: Any, stream: Any, output: Any, first: Start, *, cut: bool) -> None:
         self.read = _Read()
         self._source, self._container, self._stream, self._output = source, container, stream, output
         self._reader, self._writer = VideoReformatter(), VideoReformatter()
         self._bits = bits(first.frame.format)
-        self._cut = bool(missing_bytes(source))
+        self._cut = cut
         try:
             self._encoder = Encoder(output, stream, first.frame)
             self._copies = {other.index: _add_copy(output, other) for other in container.streams if _is_copied(other)}
@@ -168,6 +168,21 @@ class _Job:
             if other.type in ("data", "unknown") and not written:
                 on_note(f"its data track {other.index}")
 
+    def unread(self) -> Iterator[str]:
+        """What is missing of a file that was cut off or damaged."""
+        read, kind = self.read, self._container.format.name
+        if self._stream.codec_context.name in _ONE_FRAME_A_PACKET:
+            read.damaged = max(read.damaged, read.packets - read.frames)
+        if read.damaged:
+            yield f"{read.damaged} damaged frame{'s' if read.damaged > 1 else ''}"
+        # MP4 names all its packets at the front.  Matroska names its length: up to a frame of it is rounding.
+        short = kind.startswith("mov") and read.demuxed < len(self._stream.index_entries)
+        stated, frame = (self._container.duration or 0) / 1e6, 1 / float(self._stream.average_rate or 25)
+        short |= kind.startswith("matroska") and stated - read.end > max(0.1, 2 * frame)
+        if self._cut or read.failed or short:
+            of = f" of {stated:.1f} s" if stated > read.shown else ""
+            yield f"all that follows after {read.shown:.1f} s{of} (the file is cut off or damaged)"
+
     def _pieces(self) -> Iterator[Any]:
         """Frames to restore, and packets of the other tracks as they are."""
         others = [self._container.streams[index] for index in self._copies]
@@ -196,8 +211,8 @@ class _Job:
         if packet.pts is not None:
             self.read.end = max(self.read.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream is self._stream and packet.size:
-            self.read.packets += 1
-            self.read.unseen += packet.is_discard  # in front of where an edit list begins
+            self.read.demuxed += 1
+            self.read.packets += not packet.is_discard
 
     def _decoded(self, packet: Any) -> Iterator[Any]:
         try:
@@ -218,6 +233,7 @@ class _Job:
 
     def _restored(self, piece: Any, restore: Callable[[NDArray[Any]], NDArray[Any]]) -> Any:
         scale, matrix = self._encoder.colours(piece)
+        depth = np.uint16 if self._bits > 8 else np.uint8
         with reading(self._source):
             # What reformat makes keeps times, colours and side data of its frame, so the pixels are put into that.
             frame = self._reader.reformat(
@@ -227,10 +243,8 @@ class _Job:
                 dst_color_range=ColorRange.JPEG,
             )
         frame.make_writable()
-        row = np.frombuffer(memoryview(frame.planes[0]), np.uint16 if self._bits > 8 else np.uint8).reshape(
-            frame.height, -1
-        )
-        pixels = row[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+        rows = np.frombuffer(memoryview(frame.planes[0]), depth).reshape(frame.height, -1)
+        pixels = rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
         pixels[:] = restore(np.ascontiguousarray(pixels))
         rgb = is_rgb(self._encoder.pixels)
         result = self._writer.reformat(
@@ -275,18 +289,13 @@ def _add_pictures(container: Any, output: Any, covers: dict[int, bytes]) -> Iter
         copy.metadata.update(other.metadata)
 
 
-def _cut(source: Path, container: Any, stream: Any, read: _Read) -> Iterator[str]:
-    """What is missing of a file that was cut off or damaged."""
-    damaged = read.damaged
-    if stream.codec_context.name in _ONE_FRAME_A_PACKET:
-        damaged = max(damaged, read.packets - read.unseen - read.frames)
-    if damaged:
-        yield f"{damaged} damaged frame{'s' if damaged > 1 else ''}"
-    stated = (container.duration or 0) / 1e6
-    # MP4 names all its packets at the front, Matroska its length: more than a frame at the end may be a rounded one.
-    kind = container.format.name
-    short = kind.startswith("mov") and read.packets < len(stream.index_entries)
-    short |= kind.startswith("matroska") and stated - read.end > max(0.1, 2 / float(stream.average_rate or 25))
-    if read.failed or short or missing_bytes(source):
-        of = f" of {stated:.1f} s" if stated > read.shown else ""
-        yield f"all that follows after {read.shown:.1f} s{of} (the file is cut off or damaged)"
+def _unwritten(source: Path, result: Path, kinds: set[str], on_note: Callable[[str], object]) -> Iterator[str]:
+    """What the result lacks when it is read back; ``kinds`` of side data came with the source's frames."""
+    before = facts(source) | dict.fromkeys(kinds, True)
+    try:
+        after = facts(result, kinds)
+    except InputError:
+        raise InputError(f"{source} cannot be written anew: no result could be read back; it may be damaged") from None
+    for tag in sorted(before.pop("tags") - after.pop("tags")):
+        on_note(f"its tag {tag}")
+    yield from (name for name, value in before.items() if value and after.get(name) != value)
