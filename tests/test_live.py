@@ -169,6 +169,26 @@ def test_what_cannot_be_recorded_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("served_by", ["file", "http"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ffconcat version 1.0\nfile {secret}\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n",
+    ],
+)
+def test_a_playlist_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, served_by: str) -> None:
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;udp")
+    secret = make(tmp_path / "secret.ts", "libx264", "yuv420p")
+    (tmp_path / "a.m3u8").write_text(script.format(secret=secret.as_uri()))
+    with served(partial(Files, directory=str(tmp_path))) as address:
+        url = f"{address}/a.m3u8" if served_by == "http" else (tmp_path / "a.m3u8").as_uri()
+        with pytest.raises(InputError, match="cannot be opened"):
+            live.record(url, tmp_path / "b.mkv", identity)
+    assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "rtsp_transport;udp"
+    assert not (tmp_path / "b.mkv").exists()
+
+
 def test_what_gives_no_frame_or_too_large_ones_leaves_nothing(tmp_path: Path) -> None:
     source = make(tmp_path / "a.avi", "mpeg4", "yuv420p").as_uri()
     with pytest.raises(InputError, match="limit"):

@@ -71,7 +71,7 @@ def test_a_folder_tells_what_it_left_out(
     assert "left out: 2 .txt, 1 " in said
     assert f"2 restored to {out}, 0 were there already, 0 failed\n" in said
     assert deblur_run(monkeypatch, *arguments) == common.OK
-    assert f"nothing to do: all 2 were in {out} already\n" in capsys.readouterr().err
+    assert f"nothing to do: all 2 were in {out} already; --overwrite" in capsys.readouterr().err
 
 
 def test_what_a_result_lacks_is_named(

@@ -130,9 +130,10 @@ def run(config: RunConfig, console: Console) -> int:
         console.print(str(engine.receipt))
         _tell(plan, console)
         failed, incomplete = _restore_images(engine, images, config, console) if images else (0, 0)
-        failed += sum(not _restore_video(engine, job, config, console) for job in videos)
+        films = [_restore_video(engine, job, config, console) for job in videos]
         if engine.float_receipt not in (None, engine.receipt):
             console.print(f"more than 8 bits: {engine.float_receipt}")
+    failed, incomplete = failed + films.count("failed"), incomplete + films.count("incomplete")
     done, skipped = len(todo) - failed, len(plan.jobs) - len(todo)
     lacking = f" ({incomplete} of them incomplete)" if incomplete else ""
     kept = f"{skipped} were there already" + (f" ({_REDO})" if skipped else "")
@@ -199,24 +200,31 @@ def _write(job: Job, photo: Photo, console: Console) -> bool:
     return bool(photo.beside.lost)
 
 
-def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: Console) -> bool:
+def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: Console) -> str:
+    """One of "whole", "incomplete" (the result lacks something that the source had) and "failed"."""
+    notes: list[str] = []
     try:
         # Here, so that images need no PyAV.
         from deblur_deploy.media.video import frame_count, restore_video
 
         with bar(console) as progress:
             task = progress.add_task(job.source.name, total=frame_count(job.source), rate="")
-            restore_video(
+            losses = restore_video(
                 job.source,
                 job.target,
                 engine,
                 max_pixels=config.max_pixels,
                 on_frame=lambda: advance(progress, task),
+                on_note=notes.append,
             )
     except _OWN as error:
         _complain(error, job, console)
-        return False
-    return True
+        return "failed"
+    for lost in losses:
+        _say(f"{job.source} is restored without {lost}", console)
+    for lost in notes:
+        _say(f"note: {job.source} is restored without {lost}, which is neither seen nor heard", console)
+    return "incomplete" if losses else "whole"
 
 
 def _complain(error: BaseException, job: Job, console: Console) -> None:

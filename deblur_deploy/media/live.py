@@ -6,9 +6,11 @@ anything else is live, and a frame's time is that of its arrival: what is too sl
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 
 from deblur_deploy.errors import InputError, MissingExtraError, OutputError
 from deblur_deploy.files import writing_file
+from deblur_deploy.media.containers import FORMATS, created
+from deblur_deploy.media.encoders import FINE
 from deblur_deploy.media.images import MAX_PIXELS, VIDEO_SUFFIXES
 from deblur_deploy.runtime.streams import overlapped
 
@@ -31,9 +35,12 @@ except ImportError:
 _TIMEOUT_MS = 10_000
 _MILLISECONDS = Fraction(1, 1000)
 _ENCODERS = {
-    ".avi": ("mpeg4", {"q": "2"}),
+    ".avi": ("mpeg4", FINE),
     ".webm": ("libvpx-vp9", {"crf": "20", "b": "0", "row-mt": "1", "deadline": "realtime", "cpu-used": "8"}),
 }
+_NETWORK = (
+    "crypto,data,http,httpproxy,https,mmsh,mmst,rtmp,rtmpe,rtmps,rtmpt,rtmpte,rtmpts,rtp,rtsp,srt,srtp,tcp,tls,udp"
+)
 _USUAL = "libx264", {"crf": "17", "preset": "veryfast"}
 
 
@@ -60,7 +67,7 @@ def record(
     frames = _frames(_opened(source, shown), shown, seconds, stopped, max_pixels)
     with writing_file(target) as temporary:
         try:
-            with av.open(str(temporary), "w") as output:
+            with created(temporary) as output:
                 count = _write(output, target.suffix.lower(), frames, restore, on_frame)
         except av.error.FFmpegError as error:
             raise OutputError(f"cannot write {target}: {error}; nothing was left behind") from None
@@ -76,7 +83,8 @@ def _opened(source: str, shown: str) -> cv2.VideoCapture:
             capture = cv2.VideoCapture(int(rest))
         elif cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
             waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
-            capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, waits)
+            with _only_what_was_asked_for(local=kind.lower() == "file"):
+                capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, waits)
         else:
             capture = cv2.VideoCapture(source)
     except (cv2.error, OverflowError):
@@ -87,6 +95,24 @@ def _opened(source: str, shown: str) -> cv2.VideoCapture:
             why = f"nobody answered within {_TIMEOUT_MS // 1000} s, or it is nothing that this build of OpenCV reads"
         raise InputError(f"{shown} cannot be opened: {why}")
     return capture
+
+
+@contextmanager
+def _only_what_was_asked_for(*, local: bool) -> Iterator[None]:
+    """Keep a stream from opening anything else: a playlist from the network no file, and a file no other file.
+
+    OpenCV takes FFmpeg's options from the environment only.
+    """
+    name, before = "OPENCV_FFMPEG_CAPTURE_OPTIONS", os.environ.get("OPENCV_FFMPEG_CAPTURE_OPTIONS")
+    allowed = f"protocol_whitelist;file|format_whitelist;{FORMATS}" if local else f"protocol_whitelist;{_NETWORK}"
+    # What OpenCV sets where the variable is not there.
+    os.environ[name] = f"{before or 'rtsp_transport;tcp'}|{allowed}"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _frames(

@@ -1,22 +1,36 @@
 """Video files, through PyAV: every frame restored, and everything else as it was.
 
-Timestamps, rotation, colour space and range, pixel format, metadata and the other streams (audio, subtitles) are
-carried over; only the pixels are new.  The result is written beside its final place and renamed when it is whole.
+Timestamps, rotation, colours, pixel format, HDR10 metadata, chapters, cover pictures, attachments, flags, tags and the
+other tracks (audio, subtitles) are carried over; only the pixels are new.  The result is compared with the source, and
+what it lacks is named.  It is written beside its final place and renamed when it is whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from fractions import Fraction
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deblur_deploy.errors import InputError, MissingExtraError, OutputError
+from deblur_deploy.errors import DeblurError, InputError, MissingExtraError, OutputError
 from deblur_deploy.files import existing, writing_file
+from deblur_deploy.media.containers import (
+    Start,
+    cover_streams,
+    created,
+    facts,
+    is_rgb,
+    opened,
+    reading,
+    side_data,
+    start,
+    video_stream,
+)
+from deblur_deploy.media.encoders import Encoder, bits, interlaced, refuse
+from deblur_deploy.media.extent import missing_bytes
 from deblur_deploy.media.images import MAX_PIXELS
 from deblur_deploy.runtime.streams import overlapped
 
@@ -26,24 +40,35 @@ try:
 except ImportError:
     raise MissingExtraError("videos need PyAV; install it: pip install 'deblur-deploy[video]'") from None
 
-_ENCODERS = {
-    "av1": ("libsvtav1", {"crf": "24", "preset": "8"}),
-    "ffv1": ("ffv1", {}),
-    "h264": ("libx264", {"crf": "17"}),
-    "hevc": ("libx265", {"crf": "18", "x265-params": "log-level=none"}),
-    "mjpeg": ("mjpeg", {"q": "2"}),
-    "mpeg4": ("mpeg4", {"q": "2"}),
-    "prores": ("prores_ks", {}),
-    "vp8": ("libvpx", {"crf": "8", "b": "8M"}),
-    "vp9": ("libvpx-vp9", {"crf": "20", "b": "0", "row-mt": "1", "cpu-used": "4"}),
-}
+_DISCARD_ALL = int(av.stream.Discard.all)
+_ONE_FRAME_A_PACKET = ("h264", "hevc")
+
+
+@dataclass(kw_only=True)
+class _Read:
+    """What came out of the source."""
+
+    demuxed: int = 0
+    """Packets of the picture."""
+    packets: int = 0
+    """Those of them that are shown: an edit list may begin behind the first."""
+    frames: int = 0
+    damaged: int = 0
+    end: float = 0.0
+    """Of the last packet of any track, in seconds."""
+    shown: float = 0.0
+    """End of the last frame."""
+    failed: bool = False
+    """Whether reading ended with an error."""
+    kinds: set[str] = field(default_factory=set)
+    """Of side data, in words."""
 
 
 def frame_count(path: Path) -> int | None:
     """Frames that the file says it has; None if it does not.  Raises MissingFileError or InputError."""
     existing(path, kind="file")
-    with _opened(path) as container:
-        stream = _video_stream(container, path)
+    with opened(path) as container:
+        stream = video_stream(container, path)
         if stream.frames:
             return int(stream.frames)
         seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
@@ -57,107 +82,182 @@ def restore_video(
     *,
     max_pixels: int = MAX_PIXELS,
     on_frame: Callable[[], object] = lambda: None,
-) -> int:
-    """Write ``source`` with every frame restored to ``target``; returns the number of frames.
+    on_note: Callable[[str], object] = lambda _: None,
+) -> tuple[str, ...]:
+    """Write ``source`` with every frame restored to ``target``; returns what the source had and the result lacks.
 
     ``restore`` gets uint8 HxWx3 RGB, or uint16 where the video has more than 8 bits, and returns the same.
-    Raises MissingFileError, InputError if the video cannot be read to its end, OutputError if it cannot be written.
+    ``on_note`` gets what is lacking and neither seen nor heard, such as a track of positions.  A source that is cut off
+    or damaged is restored as far as it goes, and what is missing is among what is returned.
+    Raises MissingFileError, InputError if the video cannot be read or no result could hold what it shows (transparency,
+    interlaced fields, several video tracks), OutputError if it cannot be written.
     """
     existing(source, kind="file")
+    with opened(source) as container:
+        stream = video_stream(container, source)
+        if stream.width * stream.height > max_pixels:
+            limit = f"the limit of {max_pixels / 1e6:.0f} megapixels"
+            raise InputError(f"{source} states {stream.width}x{stream.height} pixels a frame, more than {limit}")
+        first = start(container, source)
+        refuse(stream, first.frame, source)
     with writing_file(target) as temporary:
-        with _opened(source) as container:
-            stream = _video_stream(container, source)
-            if stream.width * stream.height > max_pixels:
-                limit = f"the limit of {max_pixels / 1e6:.0f} megapixels"
-                raise InputError(f"{source} states {stream.width}x{stream.height} pixels a frame, more than {limit}")
-            rotation = _rotation(source)
+        with opened(source) as container:
+            cut = missing_bytes(source) > 0
+            # Frames that are still under way in several threads are lost where a file breaks off.
+            stream = video_stream(container, source, threads="SLICE" if cut else "AUTO")
+            named = any("." in key for key in container.metadata) and not first.covers
             try:
-                with av.open(str(temporary), "w") as output:
-                    count = _restore_streams(source, container, stream, output, rotation, restore, on_frame)
+                # Apple's own tags (place, camera) have names of this kind, and are written only if asked for.
+                with created(temporary, **({"movflags": "use_metadata_tags"} if named else {})) as output:
+                    job = _Job(source, container, stream, output, first, cut=cut)
+                    job.run(restore, on_frame)
+                lost = [*job.uncopied(on_note), *job.unread()]
+            # What goes wrong in reading is an InputError by now.
+            except (av.error.ArgumentError, av.error.InvalidDataError) as error:
+                raise InputError(f"{source} cannot be written anew ({error.strerror}); it may be damaged") from None
             except av.error.FFmpegError as error:
-                # What goes wrong in reading is an InputError by now.
-                raise OutputError(f"cannot write {target}: {error}; nothing was left behind") from None
-        if not count:
-            raise InputError(f"{source} has no frames that can be decoded")
-    return count
+                raise OutputError(f"cannot write {target}: {error.strerror}; nothing was left behind") from None
+        lost += _unwritten(source, temporary, job.read.kinds, on_note)
+    return tuple(lost)
 
 
-def _restore_streams(
-    source: Path,
-    container: Any,
-    stream: Any,
-    output: Any,
-    rotation: int,
-    restore: Callable[[NDArray[Any]], NDArray[Any]],
-    on_frame: Callable[[], object],
-) -> int:
-    try:
-        encoder = _add_encoder(output, stream)
-        others = {other.index: _add_copy(output, other) for other in container.streams if _is_copied(other)}
-    except ValueError as error:  # a codec that is not in this build, or that the container cannot hold
-        raise OutputError(f"the streams of {source} cannot be written as {output.format.name}: {error}") from None
-    if rotation:
-        encoder.set_display_rotation(rotation)
-    output.metadata.update(container.metadata)
-    deep = any(component.bits > 8 for component in stream.codec_context.format.components)
-    read, write = VideoReformatter(), VideoReformatter()
-    count = 0
+class _Job:
+    """One video on its way from ``container`` to ``output``."""
 
-    def pieces() -> Iterator[Any]:
-        with _reading(source):
-            for packet in container.demux(stream, *(container.streams[index] for index in others)):
-                if packet.stream is stream:
-                    for frame in packet.decode():
-                        if (frame.width, frame.height) != (stream.width, stream.height):
-                            raise InputError(f"{source} cannot be restored: its frames change their size")
-                        yield frame
-                elif packet.dts is not None:
-                    yield packet
+    def __init__(self, source: Path, container: Any, stream: Any, output: Any, first: Start, *, cut: bool) -> None:
+        self.read = _Read()
+        self._source, self._container, self._stream, self._output = source, container, stream, output
+        self._reader, self._writer = VideoReformatter(), VideoReformatter()
+        self._bits = bits(first.frame.format)
+        self._cut = cut
+        try:
+            self._encoder = Encoder(output, stream, first.frame)
+            self._copies = {other.index: _add_copy(output, other) for other in container.streams if _is_copied(other)}
+            self._covers = list(_add_pictures(container, output, first.covers))
+        except DeblurError:
+            raise
+        except ValueError as error:  # a codec that is not in this build, or that the container cannot hold
+            kind = output.format.name
+            raise OutputError(f"the streams of {source} cannot be written as {kind}: {error}") from None
+        output.metadata.update(container.metadata)
+        output.set_chapters(container.chapters())
 
-    def work(piece: Any) -> Any:
-        if not isinstance(piece, av.VideoFrame):
-            return piece
-        with _reading(source):
-            rgb = read.reformat(piece, format="rgb48le" if deep else "rgb24", **_from(piece)).to_ndarray()
-        restored = av.VideoFrame.from_ndarray(np.ascontiguousarray(restore(rgb)), format="rgb48le" if deep else "rgb24")
-        # Both ways with one matrix: what no frame states would be taken for BT.601.
-        restored.colorspace = piece.colorspace
-        frame = write.reformat(restored, format=encoder.codec_context.pix_fmt, **_to(piece))
-        frame.pts, frame.time_base = piece.pts, stream.time_base
-        frame.color_range, frame.colorspace = piece.color_range, piece.colorspace
-        return frame
+    def run(self, restore: Callable[[NDArray[Any]], NDArray[Any]], on_frame: Callable[[], object]) -> None:
+        def work(piece: Any) -> Any:
+            return self._restored(piece, restore) if isinstance(piece, av.VideoFrame) else piece
 
-    for piece in overlapped(pieces(), work):
-        if isinstance(piece, av.VideoFrame):
-            output.mux(encoder.encode(piece))
-            count += 1
-            on_frame()
-        else:
-            piece.stream = others[piece.stream.index]
-            output.mux(piece)
-    output.mux(encoder.encode(None))
-    return count
+        self._output.mux(self._covers)
+        for piece in overlapped(self._pieces(), work):
+            if isinstance(piece, av.VideoFrame):
+                self._output.mux(self._encoder.encode(piece))
+                on_frame()
+            else:
+                piece.stream = self._copies[piece.stream.index]
+                self._output.mux(piece)
+        self._output.mux(self._encoder.encode(None))
 
+    def uncopied(self, on_note: Callable[[str], object]) -> Iterator[str]:
+        """What no track of the output holds: ``on_note`` gets what is neither seen nor heard."""
+        if self._bits > bits(self._encoder.pixels):
+            yield f"{self._bits - bits(self._encoder.pixels)} of the {self._bits} bits of its colours"
+        for other in self._container.streams:
+            if other.type in ("audio", "subtitle") and not _is_copied(other):
+                yield f"its {other.type} track {other.index}, whose codec is not known here"
+            # Chapters and timecode are tracks too, which are written anew.
+            written = int(other.discard) == _DISCARD_ALL or "timecode" in other.metadata
+            if other.type in ("data", "unknown") and not written:
+                on_note(f"its data track {other.index}")
 
-def _add_encoder(output: Any, stream: Any) -> Any:
-    source = stream.codec_context
-    name, options = _ENCODERS.get(source.name.removeprefix("lib"), _ENCODERS["h264"])
-    if source.codec.canonical_name in _ENCODERS:
-        name, options = _ENCODERS[source.codec.canonical_name]
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    encoder = output.add_stream(name, rate=rate, options=dict(options))
-    context = encoder.codec_context
-    context.width, context.height = stream.width, stream.height
-    wanted = source.pix_fmt
-    possible = [pixel.name for pixel in context.codec.video_formats or ()]
-    context.pix_fmt = wanted if wanted in possible or not possible else possible[0]
-    context.time_base = encoder.time_base = stream.time_base
-    context.color_range, context.colorspace = source.color_range, source.colorspace
-    context.color_primaries, context.color_trc = source.color_primaries, source.color_trc
-    if stream.sample_aspect_ratio:
-        context.sample_aspect_ratio = stream.sample_aspect_ratio
-    encoder.metadata.update(stream.metadata)
-    return encoder
+    def unread(self) -> Iterator[str]:
+        """What is missing of a file that was cut off or damaged."""
+        read, kind = self.read, self._container.format.name
+        if self._stream.codec_context.name in _ONE_FRAME_A_PACKET:
+            read.damaged = max(read.damaged, read.packets - read.frames)
+        if read.damaged:
+            yield f"{read.damaged} damaged frame{'s' if read.damaged > 1 else ''}"
+        # MP4 names all its packets at the front.  Matroska names its length: up to a frame of it is rounding.
+        short = kind.startswith("mov") and read.demuxed < len(self._stream.index_entries)
+        stated, frame = (self._container.duration or 0) / 1e6, 1 / float(self._stream.average_rate or 25)
+        short |= kind.startswith("matroska") and stated - read.end > max(0.1, 2 * frame)
+        if self._cut or read.failed or short:
+            of = f" of {stated:.1f} s" if stated > read.shown else ""
+            yield f"all that follows after {read.shown:.1f} s{of} (the file is cut off or damaged)"
+
+    def _pieces(self) -> Iterator[Any]:
+        """Frames to restore, and packets of the other tracks as they are."""
+        others = [self._container.streams[index] for index in self._copies]
+        last: int | None = None
+        try:
+            for packet in self._container.demux(self._stream, *others):
+                self._count(packet)
+                if packet.stream is not self._stream:
+                    if packet.dts is not None:
+                        yield packet
+                    continue
+                for frame in self._decoded(packet):
+                    if frame.pts is None:
+                        frame.pts = frame.dts if frame.dts is not None else (last or 0) + max(1, frame.duration)
+                    # A damaged file may show two frames at one time, which none can be written with.
+                    if last is not None and frame.pts <= last:
+                        self.read.damaged += 1
+                        continue
+                    last = frame.pts
+                    self.read.shown = float((last + frame.duration) * self._stream.time_base)
+                    yield frame
+        except av.error.FFmpegError:
+            self.read.failed = True
+
+    def _count(self, packet: Any) -> None:
+        if packet.pts is not None:
+            self.read.end = max(self.read.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream is self._stream and packet.size:
+            self.read.demuxed += 1
+            self.read.packets += not packet.is_discard
+
+    def _decoded(self, packet: Any) -> Iterator[Any]:
+        try:
+            # Half a packet would give a picture that is gray from there down.
+            frames = [] if packet.is_corrupt and self._cut else packet.decode()
+        except av.error.FFmpegError:
+            self.read.damaged += 1
+            return
+        for frame in frames:
+            if (frame.width, frame.height) != (self._stream.width, self._stream.height):
+                raise InputError(f"{self._source} cannot be restored: its frames change their size")
+            if frame.interlaced_frame:
+                raise InputError(interlaced(self._source))
+            self.read.frames += 1
+            self.read.damaged += frame.is_corrupt
+            self.read.kinds |= side_data(frame)
+            yield frame
+
+    def _restored(self, piece: Any, restore: Callable[[NDArray[Any]], NDArray[Any]]) -> Any:
+        scale, matrix = self._encoder.colours(piece)
+        depth = np.uint16 if self._bits > 8 else np.uint8
+        with reading(self._source):
+            # What reformat makes keeps times, colours and side data of its frame, so the pixels are put into that.
+            frame = self._reader.reformat(
+                piece,
+                format="rgb48le" if self._bits > 8 else "rgb24",
+                src_color_range=ColorRange.JPEG if is_rgb(piece.format) else piece.color_range or ColorRange.MPEG,
+                dst_color_range=ColorRange.JPEG,
+            )
+        frame.make_writable()
+        rows = np.frombuffer(memoryview(frame.planes[0]), depth).reshape(frame.height, -1)
+        pixels = rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+        pixels[:] = restore(np.ascontiguousarray(pixels))
+        rgb = is_rgb(self._encoder.pixels)
+        result = self._writer.reformat(
+            frame,
+            format=self._encoder.pixels.name,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.JPEG if rgb else scale or ColorRange.MPEG,
+            dst_colorspace=matrix if is_rgb(piece.format) and not rgb else None,
+        )
+        # The encoder is to choose anew which frames it predicts from which.
+        result.pict_type, result.time_base = av.video.frame.PictureType.NONE, self._stream.time_base
+        result.color_range, result.colorspace = scale, matrix
+        return result
 
 
 def _add_copy(output: Any, other: Any) -> Any:
@@ -167,45 +267,35 @@ def _add_copy(output: Any, other: Any) -> Any:
     return copy
 
 
-def _rotation(path: Path) -> int:
-    # Only frames tell it, and the header is written before the first of them is restored.
-    with _opened(path) as container, _reading(path):
-        frame = next(container.decode(_video_stream(container, path)), None)
-        return 0 if frame is None else int(frame.rotation)
-
-
 def _is_copied(stream: Any) -> bool:
     return stream.type in ("audio", "subtitle") and stream.codec_context is not None
 
 
-def _from(frame: Any) -> dict[str, Any]:
-    return {"src_color_range": frame.color_range or ColorRange.MPEG, "dst_color_range": ColorRange.JPEG}
+def _add_pictures(container: Any, output: Any, covers: dict[int, bytes]) -> Iterator[Any]:
+    """Add cover pictures and attachments where the format has a place for them; packets to write first."""
+    kind = output.format.name
+    for other in cover_streams(container):
+        data = covers.get(other.index, b"")
+        if data and kind == "matroska":
+            name, mime = other.metadata.get("filename", "cover"), other.metadata.get("mimetype")
+            output.add_attachment(name, mime or f"image/{other.codec_context.name.replace('mjpeg', 'jpeg')}", data)
+        elif data and kind in ("mov", "mp4") and other.codec_context is not None:
+            packet = av.Packet(data)
+            packet.stream = _add_copy(output, other)
+            packet.pts = packet.dts = 0
+            yield packet
+    for other in container.streams.attachments if kind == "matroska" else ():
+        copy = output.add_attachment(other.name or "attached", other.mimetype or "application/octet-stream", other.data)
+        copy.metadata.update(other.metadata)
 
 
-def _to(frame: Any) -> dict[str, Any]:
-    return {"src_color_range": ColorRange.JPEG, "dst_color_range": frame.color_range or ColorRange.MPEG}
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _unwritten(source: Path, result: Path, kinds: set[str], on_note: Callable[[str], object]) -> Iterator[str]:
+    """What the result lacks when it is read back; ``kinds`` of side data came with the source's frames."""
+    before = facts(source) | dict.fromkeys(kinds, True)
     try:
-        yield
-    except av.error.FFmpegError as error:
-        raise InputError(f"{path} cannot be restored as a video: {error}") from None
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return av.open(str(path))
-    except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise InputError(f"{path} is not a video that can be read: {error}") from None
-
-
-def _video_stream(container: Any, path: Path) -> Any:
-    if not container.streams.video or container.streams.video[0].codec_context is None:
-        raise InputError(f"{path} has no video in it that can be decoded")
-    stream = container.streams.video[0]
-    if stream.codec_context.format is None or not stream.width or not stream.height:
-        raise InputError(f"{path} does not say what its frames look like; it may be damaged")
-    stream.thread_type = "AUTO"
-    return stream
+        after = facts(result, kinds)
+    except InputError:
+        raise InputError(f"{source} cannot be written anew: no result could be read back; it may be damaged") from None
+    for tag in sorted(before.pop("tags") - after.pop("tags")):
+        on_note(f"its tag {tag}")
+    yield from (name for name, value in before.items() if value and after.get(name) != value)

@@ -208,6 +208,8 @@ def unpack_video(path: Path, folder: Path) -> tuple[Path, str]:
     """
     try:
         import av
+
+        from deblur_deploy.media.containers import opened
     except ImportError:
         raise MissingExtraError("reading video needs PyAV; install deblur-deploy[video]") from None
     stat = path.stat()
@@ -215,7 +217,7 @@ def unpack_video(path: Path, folder: Path) -> tuple[Path, str]:
     target = folder / f"{path.stem}-{tag}"
     settings = [cv2.IMWRITE_JPEG_QUALITY, 98, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     try:
-        with av.open(str(path)) as video:
+        with opened(path) as video:
             stream = next(iter(video.streams.video), None)
             if stream is None:
                 raise InputError(f"{path} has no picture, only sound; give another video")
