@@ -11,7 +11,7 @@ from importlib import import_module
 
 from deblur_deploy.cli.common import USER_ERROR
 
-_EXTRAS = {"bench": "cpu,export", "export": "cpu,export", "run": "cpu", "train": "train"}
+_EXTRAS = {"bench": "cpu,export", "export": "cpu,export", "run": "cpu", "serve": "cpu,serve", "train": "train"}
 
 
 def _script(name: str) -> Callable[[], int]:
@@ -29,4 +29,4 @@ def _script(name: str) -> Callable[[], int]:
     return main
 
 
-bench, export, run, train = (_script(name) for name in ("bench", "export", "run", "train"))
+bench, export, run, serve, train = (_script(name) for name in ("bench", "export", "run", "serve", "train"))
