@@ -81,6 +81,11 @@ def plan_jobs(config: RunConfig) -> list[Job]:
 
 def run(config: RunConfig, console: Console) -> int:
     """Do the jobs; returns the exit status.  Files that fail are named on ``console`` and the others still done."""
+    if config.ray is not None:
+        # Here, since one machine needs no Ray.
+        from deblur_deploy.cli.cluster import run_cluster
+
+        return run_cluster(config, console)
     if any(is_stream(str(given)) for given in config.inputs):
         # Here, so that images need no PyAV.
         from deblur_deploy.cli.live import run_live
@@ -91,7 +96,7 @@ def run(config: RunConfig, console: Console) -> int:
     if not todo:
         console.print(f"nothing to do: all {len(jobs)} were in {config.out} already", highlight=False, soft_wrap=True)
         return OK
-    _remove_leftovers(todo)
+    remove_leftovers(todo)
     images = [job for job in todo if job.source.suffix.lower() in IMAGE_SUFFIXES]
     videos = [job for job in todo if job.source.suffix.lower() not in IMAGE_SUFFIXES]
     with config.engine() as engine:
@@ -109,8 +114,8 @@ def run(config: RunConfig, console: Console) -> int:
     return SOME_FAILED if failed else OK
 
 
-def _remove_leftovers(jobs: Sequence[Job]) -> None:
-    # What a killed run was writing for these jobs: names as ``writing_file`` makes them.
+def remove_leftovers(jobs: Sequence[Job]) -> None:
+    """Remove what a killed run was writing for these jobs: names as ``writing_file`` makes them."""
     targets = {job.target for job in jobs}
     for folder in {target.parent for target in targets}:
         for path in folder.glob(".*-????????.*"):
