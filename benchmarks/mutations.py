@@ -52,7 +52,7 @@ def _open_image(path: Path) -> None:
 
     photo = images.read_photo(path, max_pixels=MAX_PIXELS)
     images.read_image(path, max_pixels=MAX_PIXELS)
-    images.write_photo(path.with_stem("out"), photo, kind=photo.beside and photo.beside.format)
+    images.write_photo(path.with_stem("out"), photo, kind=photo.beside.format if photo.beside else None)
     path.with_stem("out").unlink()
 
 

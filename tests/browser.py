@@ -21,7 +21,10 @@ _FLAGS = (
 
 
 class Browser:
-    """One session; use it as a context manager."""
+    """One session, with more ``flags`` for Chromium; use it as a context manager."""
+
+    def __init__(self, *flags: str) -> None:
+        self._flags = (*_FLAGS, *flags)
 
     def __enter__(self) -> Self:
         with socket.socket() as free:
@@ -31,7 +34,7 @@ class Browser:
             [CHROMEDRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         self._base = f"http://127.0.0.1:{port}"
-        options = {"binary": CHROMIUM, "args": list(_FLAGS)}
+        options = {"binary": CHROMIUM, "args": list(self._flags)}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         try:
             self._wait()

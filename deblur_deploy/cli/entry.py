@@ -12,7 +12,7 @@ from importlib import import_module
 from deblur_deploy.cli.common import USER_ERROR
 from deblur_deploy.errors import DeblurError, one_line
 
-_EXTRAS = {"bench": "cpu,export", "export": "cpu,export", "run": "cpu", "train": "train"}
+_EXTRAS = {"bench": "cpu,export", "export": "cpu,export", "run": "cpu", "serve": "cpu,serve", "train": "train"}
 
 
 def _script(name: str) -> Callable[[], int]:
@@ -49,4 +49,4 @@ def _unusable(error: ImportError | AttributeError, extra: str) -> str:
     return f"{missing} cannot be loaded: {one_line(error)}" if isinstance(error, ImportError) else ""
 
 
-bench, export, run, train = (_script(name) for name in ("bench", "export", "run", "train"))
+bench, export, run, serve, train = (_script(name) for name in ("bench", "export", "run", "serve", "train"))

@@ -7,7 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -31,6 +32,8 @@ from deblur_deploy.media.listing import look_into
 from deblur_deploy.media.opencv import silence
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.streams import overlapped
+
+Name = TypeVar("Name", bound=PurePath)
 
 _OWN = (DeblurError, OSError, MemoryError)
 """What goes wrong with one file, and with no other."""
@@ -88,7 +91,7 @@ def _pairs(config: RunConfig, given: Path, plan: Plan) -> list[tuple[Path, Path]
             raise InputError(f"{given} is neither a folder nor of a known kind ({', '.join(sorted(known))})")
         if kind != "file":
             existing(given, kind="file")
-        return [(given, config.out / _result(given).name)]
+        return [(given, config.out / result_name(given).name)]
     # A result folder inside the input folder must not be fed to the network again.
     found = look_into(given, config.glob, recursive=config.recursive, but=config.out)
     if not found.paths and not found.failed:
@@ -96,10 +99,11 @@ def _pairs(config: RunConfig, given: Path, plan: Plan) -> list[tuple[Path, Path]
         raise InputError(f"no images or videos match {config.glob!r} in {given}{besides}")
     plan.left_out.update(found.left_out)
     plan.failed.extend(found.failed)
-    return [(source, config.out / _result(source).relative_to(given)) for source in found.paths]
+    return [(source, config.out / result_name(source).relative_to(given)) for source in found.paths]
 
 
-def _result(source: Path) -> Path:
+def result_name(source: Name) -> Name:
+    """Where the result of ``source`` lies, relative to the same folder."""
     # 256 colours cannot hold a restored picture.
     return source.with_name(f"{source.name}.png") if source.suffix.lower() == ".gif" else source
 
@@ -110,6 +114,11 @@ def _counted(left_out: Counter[str]) -> str:
 
 def run(config: RunConfig, console: Console) -> int:
     """Do the jobs; returns the exit status.  Files that fail are named on ``console`` and the others still done."""
+    if config.ray is not None:
+        # Here, since one machine needs no Ray.
+        from deblur_deploy.cli.cluster import run_cluster
+
+        return run_cluster(config, console)
     if any(is_stream(str(given)) for given in config.inputs):
         # Here, so that images need no PyAV.
         from deblur_deploy.cli.live import run_live
@@ -119,7 +128,7 @@ def run(config: RunConfig, console: Console) -> int:
     todo = [job for job in plan.jobs if config.overwrite or not os.path.exists(job.target)]  # noqa: PTH110, as above
     unseen = SOME_FAILED if plan.failed else OK
     if not todo:
-        _tell(plan, console)
+        tell_plan(plan, console)
         console.print(f"nothing to do: all {len(plan.jobs)} were in {config.out} already; {_REDO}")
         return unseen
     remove_leftovers(job.target for job in todo)
@@ -128,7 +137,7 @@ def run(config: RunConfig, console: Console) -> int:
     with config.engine() as engine:
         make_folder(config.out)
         console.print(str(engine.receipt))
-        _tell(plan, console)
+        tell_plan(plan, console)
         failed, incomplete = _restore_images(engine, images, config, console) if images else (0, 0)
         films = [_restore_video(engine, job, config, console) for job in videos]
         if engine.float_receipt not in (None, engine.receipt):
@@ -145,9 +154,10 @@ def run(config: RunConfig, console: Console) -> int:
 _REDO = "--overwrite does them again, as with another --model"
 
 
-def _tell(plan: Plan, console: Console) -> None:
+def tell_plan(plan: Plan, console: Console) -> None:
+    """What is not done, and why."""
     for line in plan.failed:
-        _say(line, console)
+        say(line, console)
     if plan.left_out:
         console.print(f"left out: {_counted(plan.left_out)}")
 
@@ -194,9 +204,9 @@ def _write(job: Job, photo: Photo, console: Console) -> bool:
     # The content decides, as it did for every program that has opened the file.
     write_photo(job.target, photo, kind=photo.beside.format)
     if photo.beside.format != FORMATS.get(job.target.suffix.lower()):
-        _say(f"note: {job.source} is a {photo.beside.format} inside, and so is its result", console)
+        say(f"note: {job.source} is a {photo.beside.format} inside, and so is its result", console)
     for lost in photo.beside.lost:
-        _say(f"{job.source} is restored without {lost}", console)
+        say(f"{job.source} is restored without {lost}", console)
     return bool(photo.beside.lost)
 
 
@@ -221,18 +231,19 @@ def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: C
         _complain(error, job, console)
         return "failed"
     for lost in losses:
-        _say(f"{job.source} is restored without {lost}", console)
+        say(f"{job.source} is restored without {lost}", console)
     for lost in notes:
-        _say(f"note: {job.source} is restored without {lost}, which is neither seen nor heard", console)
+        say(f"note: {job.source} is restored without {lost}, which is neither seen nor heard", console)
     return "incomplete" if losses else "whole"
 
 
 def _complain(error: BaseException, job: Job, console: Console) -> None:
     ours = isinstance(error, DeblurError)
-    _say(str(error) if ours else f"{job.source} cannot be restored: {error or type(error).__name__}", console)
+    say(str(error) if ours else f"{job.source} cannot be restored: {error or type(error).__name__}", console)
 
 
-def _say(line: str, console: Console) -> None:
+def say(line: str, console: Console) -> None:
+    """One line about one file."""
     console.print(f"deblur-run: {line}")
 
 

@@ -46,6 +46,9 @@ class RunConfig:
     """Refuse images, and frames of videos, that state more pixels than this."""
     seconds: float | None = None
     """Length of what is recorded from a live source; by default until it ends, or Ctrl-C."""
+    ray: tuple[str, ...] | None = None
+    """Restore images on a Ray cluster, at this address or, without one, on this machine; inputs and out may be URLs.
+    A worker has as many cores as --threads says, by default all of the smallest machine."""
     doctor: bool = False
     """Print what this machine offers, what is missing and how to mend it, and do nothing else."""
 

@@ -12,6 +12,7 @@ from deblur_deploy.evaluation import plots
 from deblur_deploy.evaluation.page import Figure, Page, Table, pictures_of, write_page
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.artifact import Artifact, Measured
+from deblur_deploy.pipeline.card import front_matter
 from deblur_deploy.pipeline.pruning import report as prune_report
 from deblur_deploy.runtime.engine import DeblurEngine
 
@@ -154,4 +155,5 @@ def _int8_tables(int8: dict[str, Any]) -> list[Table]:
 def write_card(path: Path, summary: dict[str, Any], results: Sequence[Measured]) -> None:
     """What the model is, what was measured of it, how it is embedded."""
     text = _TEMPLATES.get_template("card.md.j2").render(summary=summary, results=results)
-    path.write_text(text, encoding="utf-8")
+    front = front_matter(summary["checkpoint_sha256"], [result.artifact.name for result in results])
+    path.write_text(front + text, encoding="utf-8")

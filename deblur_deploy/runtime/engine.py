@@ -48,7 +48,8 @@ class DeblurEngine:
     named provider then raises ProviderError, ``auto`` goes on with the CPU.
 
     Args:
-        model: a bundle folder or one ``.onnx`` file that deblur-export wrote; None is the model that ships with us.
+        model: a bundle folder or one ``.onnx`` file that deblur-export wrote; None is the model that ships with us.  A
+            bundle may be at a URL, such as ``hf://USER/REPO``; it is fetched once, checked and kept (extra ``hub``).
         provider: ``auto`` tries cuda, openvino and cpu; a named provider runs or raises.  ``openvino:gpu`` and
             ``cuda:1`` name one device.  With precision auto too, what ``deblur-bench --tune`` kept comes first.
         precision: ``auto`` is the fastest within 0.1 dB; or fp32, fp16, bf16 (OpenVINO), int8.
@@ -283,6 +284,11 @@ def _source(model: str | Path | None) -> Bundle | Path:
     if found == "folder":
         return Bundle.read(path)
     if not found:
+        # Here, since a path needs none of it.
+        from deblur_deploy.runtime.hub import fetched, url
+
+        if place := url(model):
+            return Bundle.read(fetched(place))
         raise MissingFileError(f"no such model: {path}; give a bundle folder or an .onnx file of deblur-export")
     return existing(path, kind="file")
 

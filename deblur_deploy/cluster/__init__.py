@@ -1,0 +1,1 @@
+"""Many machines, by Ray Data; extra ``ray``."""
