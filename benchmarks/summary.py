@@ -49,7 +49,9 @@ def machines_table(machines: Mapping[str, Mapping[str, Record]], described: Mapp
         ours = [row for row in timed if "receipt" in row.facts]
         others = [row for row in timed if "receipt" not in row.facts]
         eager = [row for row in others if (row.variant, row.provider) == ("eager fp32", "PyTorch")]
-        shown = [f"{digits(row[0].median_ms)} ({row[0].variant}, {row[0].provider})" if row else "" for row in (ours, others)]
+        shown = [
+            f"{digits(row[0].median_ms)} ({row[0].variant}, {row[0].provider})" if row else "" for row in (ours, others)
+        ]
         date = records["latency"].date[:10]
         lines.append([f"[{described[name]}]({name}.md)", *shown, digits(eager[0].median_ms) if eager else "", date])
     columns = ["machine", "our fastest", "fastest of other tools", "PyTorch, eager fp32", "measured"]
@@ -76,7 +78,8 @@ def quality_sentence(record: Record, link: str) -> str:
         for row in record.rows
         if (row.variant, row.provider) == ("int8", "cpu") and row.psnr is not None and row.psnr_blurred is not None
     ]
-    return f"What int8 gains in PSNR over the blurred photographs: {', '.join(gains)}; [by set and variant]({link})."
+    sets = "[the sets](models/README.md)"
+    return f"int8 gains in PSNR over the blurred photographs: {', '.join(gains)}; {sets}, [every variant]({link})."
 
 
 def int8_sentence(record: Record, link: str) -> str:

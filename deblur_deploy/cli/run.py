@@ -14,7 +14,7 @@ from rich.console import Console
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.cli.progress import advance, bar
-from deblur_deploy.cli.run_config import RunConfig
+from deblur_deploy.cli.run_config import USUAL, RunConfig
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
 from deblur_deploy.media.images import (
     IMAGE_SUFFIXES,
@@ -190,9 +190,14 @@ def doctor(config: RunConfig, console: Console) -> int:
     return SOME_FAILED if findings[-1].mend else OK
 
 
+def parse(argv: Sequence[str] | None) -> RunConfig:
+    """What the command line asks for; raises InputError on a mistake."""
+    return parse_arguments(RunConfig, "deblur-run", argv, usual=USUAL)
+
+
 def command(argv: Sequence[str] | None) -> int:
     """Parse and run; returns the exit status."""
-    config = parse_arguments(RunConfig, "deblur-run", argv)
+    config = parse(argv)
     # What OpenCV would say about a damaged file, our own line says.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return doctor(config, Console()) if config.doctor else run(config, Console(stderr=True))
