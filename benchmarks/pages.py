@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -139,23 +140,23 @@ def digest(*records: Records) -> str:
     return hashlib.sha256(msgspec.json.encode(records, order="sorted")).hexdigest()
 
 
-def figures(records: Records) -> dict[str, str]:
-    """SVG by name, of what the records allow."""
+def figures(records: Records) -> dict[str, Callable[[], str]]:
+    """What draws each figure that the records allow, as SVG, by name."""
     rows = [row for row in merged(records) if row.error is None]
-    found: dict[str, str] = {}
+    found: dict[str, Callable[[], str]] = {}
     if "peers" in records:
         points, psnr_blurred, size = _peers_points(records["peers"])
     else:
         size = "1280x720"
         points, psnr_blurred = views.pareto_points([row for row in rows if row.size == size]), views.blurred(rows)
     if points:
-        found["pareto"] = plots.pareto(points, psnr_blurred, size)
+        found["pareto"] = partial(plots.pareto, points, psnr_blurred, size)
     series: dict[str, dict[float, float]] = {}
     for row in rows:
         if row.median_ms is not None:
             series.setdefault(f"{row.variant}, {row.provider}", {})[row.pixels / 1e6] = row.median_ms
     if series:
-        found["latency"] = plots.latency_by_size(series)
+        found["latency"] = partial(plots.latency_by_size, series)
     if "limits" in records and (shares := records["limits"].found.get("shares")):
         values = {
             f"{row['variant']}, {row['provider']} ({row['arithmetic']})": max(
@@ -163,7 +164,7 @@ def figures(records: Records) -> dict[str, str]:
             )
             for row in shares
         }
-        found["shares"] = plots.shares(values, "share of the measured ceiling, %")
+        found["shares"] = partial(plots.shares, values, "share of the measured ceiling, %")
     return found
 
 
@@ -188,8 +189,8 @@ def results_page(machines: dict[Path, Records], shown: Sequence[Picture]) -> Pag
     for folder, records in machines.items():
         where = "" if len(machines) == 1 else f" on {processor(records['latency'])}"
         drawn += [
-            Figure(heading=FIGURES[name][0] + where, svg=svg, note=FIGURES[name][1])
-            for name, svg in figures(records).items()
+            Figure(heading=FIGURES[name][0] + where, svg=draw(), note=FIGURES[name][1])
+            for name, draw in figures(records).items()
         ]
         product, *more = machine_tables(records)
         tables += [replace(product, heading=product.heading + where), *more]

@@ -64,7 +64,7 @@ def run(options: Report) -> int:
     for path, text in texts(options, machines).items():
         _write(path, text)
     for path, (name, records) in drawings(options, machines).items():
-        _write(path, plots.for_file(_signed(figures(records)[name], records)))
+        _write(path, plots.for_file(_signed(figures(records)[name](), records)))
     for path in leftovers(options, machines):
         path.unlink()
     write_image(options.out / "before_after.jpg", before_after(options))

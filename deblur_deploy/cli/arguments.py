@@ -18,7 +18,7 @@ from deblur_deploy.errors import InputError
 
 T = TypeVar("T")
 
-Usual = Mapping[type, Collection[str]]
+Usual = Mapping[Any, Collection[str]]
 """Fields that ``--help`` shows, by the config that holds them; a config that is not named is left out as a whole."""
 
 _FRAME = re.compile(r"[│╭╮╰╯─]|^[|+]|[|+]$|-{3,}", re.MULTILINE)
@@ -31,8 +31,8 @@ def parse_arguments(
 ) -> T:
     """``argv`` as a ``kind``; ``options`` go to ``tyro.cli``.
 
-    ``--help`` shows what is ``usual``, if that is given, ``--help-all`` everything.  Raises InputError for what makes no
-    sense, and SystemExit for help.
+    ``--help`` shows what is ``usual``, if that is given, and ``--help-all`` everything.  Raises InputError for what
+    makes no sense, SystemExit for help.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if _ALL in words:
@@ -82,14 +82,14 @@ def _short(field: StructFieldSpec, shown: Collection[str], usual: Usual) -> Stru
     """The field, hidden unless it is among those ``shown`` or holds a config that is."""
     if any(type(field.default) is config for config in usual):
         return replace(field, helptext="")  # its options tell more than its heading
+    kind: Any = field.type
     if field.name not in shown:
-        return replace(field, type=Annotated[field.type, tyro.conf.Suppress])
-    if get_origin(field.type) is Annotated or field.default not in (None, (), False, ""):
-        return field
-    # "{None}|PATH (default: None)" says no more than "PATH".
-    metavar = _metavar(field.type) if field.default is None else None
-    hint = tyro.conf.arg(help_behavior_hint="", metavar=metavar)
-    return replace(field, type=Annotated[field.type, hint])
+        kind = Annotated[kind, tyro.conf.Suppress]
+    elif get_origin(kind) is not Annotated and field.default in (None, (), False, ""):
+        # "{None}|PATH (default: None)" says no more than "PATH".
+        metavar = _metavar(kind) if field.default is None else None
+        kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="", metavar=metavar)]
+    return replace(field, type=kind)
 
 
 def _metavar(kind: Any) -> str | None:
@@ -97,6 +97,8 @@ def _metavar(kind: Any) -> str | None:
     for other in get_args(kind):
         if get_origin(other) is Literal:
             return "{" + ",".join(map(str, get_args(other))) + "}"
+        if get_origin(other) is tuple:
+            return " ".join(_METAVARS[item] for item in get_args(other))
         if other in _METAVARS:
             return _METAVARS[other]
     return None
