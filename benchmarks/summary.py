@@ -72,20 +72,24 @@ def times_faster(record: Record, link: str = "") -> str:
 
 
 def quality_sentence(record: Record, link: str) -> str:
-    """What the variant that runs by default gains on each set of pairs."""
+    """What the variant that runs by default gains on each set of pairs, or nothing if it was not measured."""
     gains = [
         f"{row.psnr - row.psnr_blurred:+.2f} dB ({row.data})"
         for row in record.rows
         if (row.variant, row.provider) == ("int8", "cpu") and row.psnr is not None and row.psnr_blurred is not None
     ]
+    if not gains:
+        return ""
     sets = "[the sets](models/README.md)"
     return f"int8 gains in PSNR over the blurred photographs: {', '.join(gains)}; {sets}, [every variant]({link})."
 
 
 def int8_sentence(record: Record, link: str) -> str:
-    """The most that int8 loses against fp32, as the mean of a set and on a single image."""
+    """The most that int8 loses against fp32, as the mean of a set and on one image; nothing if it was not measured."""
     fp32 = {row.data: row.psnr for row in record.rows if (row.variant, row.provider) == ("fp32", "cpu")}
     int8 = [row for row in record.rows if (row.variant, row.provider) == ("int8", "cpu") and row.data in fp32]
+    if not int8:
+        return ""
     means = [(fp32[row.data] or 0) - (row.psnr or 0) for row in int8]
     images = [row.worst_drop_db for row in int8 if row.worst_drop_db is not None]
     worst = f", and {max(images):.3f} dB on any image" if images else ""
