@@ -31,7 +31,7 @@ def product_table(rows: Sequence[Row], limits: Record | None) -> Table:
         lines.append(
             [
                 row.variant,
-                _ran(row) if row.error is None else f"{row.provider}: failed",
+                ran(row) if row.error is None else f"{row.provider}: failed",
                 *("failed" if each is None or each.error else digits(each.median_ms) for each in timed),
                 digits(at.frames_per_s),
                 number(at.peak_mb, ".0f"),
@@ -208,7 +208,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name.replace("_", " "), str(value)
 
 
-def _ran(row: Row) -> str:
+def ran(row: Row) -> str:
     """Shorter than ``row.ran``: the threads are the same in the whole table."""
     receipt = row.facts.get("receipt")
     return f"{receipt['provider']}, {receipt['effective_precision']}" if receipt else row.provider
@@ -216,18 +216,6 @@ def _ran(row: Row) -> str:
 
 def _run_by(row: Row) -> str:
     return f"deblur_deploy, {row.provider}" if "receipt" in row.facts else row.provider
-
-
-def times_faster(record: Record) -> str:
-    """The claim about int8 on ONNX Runtime's own kernels, or nothing if it was not measured."""
-    ratio: dict[str, Any] = record.found.get("int8_cpu_against_eager_fp32") or {}
-    if "ratio" not in ratio:
-        return ""
-    return (
-        f"int8 on ONNX Runtime's own CPU kernels takes {digits(ratio['int8_ms'])} ms at {ratio['size']}, eager PyTorch "
-        f"in fp32 {digits(ratio['eager_fp32_ms'])} ms with the same weights and threads, in turn: "
-        f"**{ratio['ratio']:.1f} times** faster."
-    )
 
 
 def shares_table(record: Record) -> Table:

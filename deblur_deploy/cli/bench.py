@@ -81,9 +81,12 @@ class Arguments:
             raise ValueError(f"threads is {self.threads}; allowed: 1 or more")
 
 
+USUAL = {Arguments: ("models", "providers", "variants", "sizes", "data", "json", "html", "compare", "tune")}
+
+
 def parse(argv: Sequence[str] | None) -> Arguments:
     """Arguments of the command line; raises InputError on a mistake."""
-    return parse_arguments(Arguments, "deblur-bench", argv)
+    return parse_arguments(Arguments, "deblur-bench", argv, usual=USUAL)
 
 
 def run(arguments: Arguments, console: Console | None = None) -> int:

@@ -19,6 +19,8 @@ from deblur_deploy.cli.common import OK, guarded
 from deblur_deploy.errors import InputError
 from deblur_deploy.pipeline.artifact import Measured
 from deblur_deploy.pipeline.bundle import build_bundle
+from deblur_deploy.pipeline.config import Int8Config
+from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.recipe import Recipe, read_recipe
 from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 class Arguments:
     """Turn a deblurring checkpoint into a verified bundle of ONNX models."""
 
-    checkpoint: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = None
+    checkpoint: Annotated[
+        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT", help_behavior_hint="")
+    ] = None
     """Weights that deblur-train wrote; without it, those that ship with the package."""
     out: Path
     """Folder of the bundle."""
@@ -47,14 +51,23 @@ class Arguments:
     """Take what was made before from the cache ($DEBLUR_CACHE, or the user's own), and keep there what is made now."""
     json: bool = False
     """Print the result as JSON on standard output."""
-    recipe_file: Annotated[Path | None, tyro.conf.arg(name="recipe-file")] = None
+    recipe_file: Annotated[Path | None, tyro.conf.arg(name="recipe-file", metavar="PATH", help_behavior_hint="")] = None
     """Take every choice from this recipe.toml instead of the options below."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
 
+USUAL = {
+    Arguments: ("checkpoint", "out", "model", "force", "recipe_file"),
+    Recipe: ("pairs", "calibration"),
+    PruneConfig: ("macs", "target_ms", "at"),
+    RecoverConfig: ("data",),
+    Int8Config: ("max_drop_db",),
+}
+
+
 def parse(argv: Sequence[str] | None) -> Arguments:
     """Arguments of the command line; raises InputError on a mistake."""
-    return parse_arguments(Arguments, "deblur-export", argv)
+    return parse_arguments(Arguments, "deblur-export", argv, usual=USUAL)
 
 
 def run(arguments: Arguments) -> int:

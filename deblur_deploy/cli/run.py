@@ -16,7 +16,7 @@ from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.cli.doctor import tell
 from deblur_deploy.cli.progress import advance, bar
-from deblur_deploy.cli.run_config import RunConfig
+from deblur_deploy.cli.run_config import USUAL, RunConfig
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
 from deblur_deploy.files import existing, kind_of, make_folder, remove_leftovers
 from deblur_deploy.media.headers import FORMATS
@@ -247,9 +247,14 @@ def say(line: str, console: Console) -> None:
     console.print(f"deblur-run: {line}")
 
 
+def parse(argv: Sequence[str] | None) -> RunConfig:
+    """What the command line asks for; raises InputError on a mistake."""
+    return parse_arguments(RunConfig, "deblur-run", argv, usual=USUAL)
+
+
 def command(argv: Sequence[str] | None) -> int:
     """Parse and run; returns the exit status."""
-    config = parse_arguments(RunConfig, "deblur-run", argv)
+    config = parse(argv)
     silence()
     # Names of files are no markup, and no line of theirs is broken.
     console = Console(stderr=not config.doctor, highlight=False, markup=False, soft_wrap=True)

@@ -66,3 +66,10 @@ class RunConfig:
         return DeblurEngine(
             self.model, self.provider, self.precision, threads=self.threads, max_memory_mb=self.max_memory_mb
         )
+
+
+USUAL = {
+    RunConfig: (
+        "inputs", "out", "model", "provider", "precision", "recursive", "glob", "overwrite", "seconds", "doctor",
+    )
+}  # fmt: skip

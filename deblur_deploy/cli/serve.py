@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-import cv2
 import uvicorn
 
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, guarded
 from deblur_deploy.errors import InputError
+from deblur_deploy.media.opencv import silence
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.variants import Wish
 from deblur_deploy.serving.app import Limits, application
@@ -75,10 +75,15 @@ def listener(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from None
 
 
+def parse(argv: Sequence[str] | None) -> ServeConfig:
+    """What the command line asks for; raises InputError on a mistake."""
+    return parse_arguments(ServeConfig, "deblur-serve", argv)
+
+
 def command(argv: Sequence[str] | None) -> int:
     """Parse and serve until Ctrl-C or SIGTERM; what is under way is finished."""
-    config = parse_arguments(ServeConfig, "deblur-serve", argv)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    config = parse(argv)
+    silence()
     # Before the model, which takes longer to load than a taken port to be noticed.
     with listener(config.host, config.port) as listening:
         engine = DeblurEngine(

@@ -93,6 +93,14 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("preview, cache_gb or bank_gb is negative; allowed: 0 or more")
 
 
+USUAL = {
+    TrainCommand: (
+        "inputs", "out", "frames", "video", "val", "preset", "init", "grow", "resume", "force", "preview",
+    ),
+    TrainConfig: ("steps", "stages", "learning_rate"),
+}  # fmt: skip
+
+
 def parse(argv: Sequence[str] | None) -> TrainCommand:
     """Command line to command; raises InputError if it does not make sense."""
     registry = tyro.constructors.ConstructorRegistry()
@@ -109,7 +117,7 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
             str_from_instance=lambda value: [str(value)],
         )
 
-    return parse_arguments(TrainCommand, "deblur-train", argv, registry=registry)
+    return parse_arguments(TrainCommand, "deblur-train", argv, usual=USUAL, registry=registry)
 
 
 def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:

@@ -82,6 +82,7 @@ class DeblurEngine:
         self._tuned: Tuned | None = None
         self._main, self._variant = self._load(provider)
         self.receipt = self._receipt(self._main, self._variant)
+        """What really runs: provider, device, arithmetic, threads."""
         self.float_receipt = self.receipt if self.contract.io == "float32" else None
         """What images of more than 8 bits run on; None until the first of them."""
         tell(self)
