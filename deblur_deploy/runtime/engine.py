@@ -18,7 +18,7 @@ from math import isfinite
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from numpy.typing import NDArray
 
@@ -36,6 +36,7 @@ from deblur_deploy.runtime.streams import overlapped
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tuned import Tuned, load
 from deblur_deploy.runtime.variants import check_wish, choose_variant, float_variant, within_budget
+from deblur_deploy.runtime.whole import Tiles, restore_whole
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 Array = NDArray[Any]
@@ -52,6 +53,8 @@ class DeblurEngine:
         threads: cores to use on the CPU; None is all that the process may use, and then engines take turns.
         max_memory_mb: larger images are cut into tiles; None decides by the free memory.
         options: options of the provider by ONNX Runtime's names; needs a named provider.
+        tiles: a network that sees the whole image is not cut, since that changes its result, and an image that is too
+            large for memory is refused; ``approximate`` cuts it all the same, into tiles that are blended.
 
     Raises MissingFileError, ModelError, ProviderError, InputError, or MissingExtraError if onnxruntime is too old.
     """
@@ -65,6 +68,7 @@ class DeblurEngine:
         threads: int | None = None,
         max_memory_mb: float | None = None,
         options: Mapping[str, str] | None = None,
+        tiles: Tiles = "exact",
     ) -> None:
         check_onnxruntime()
         check_wish(precision)
@@ -72,6 +76,8 @@ class DeblurEngine:
             raise InputError(f"threads is {threads}; allowed: 1 or more")
         if max_memory_mb is not None and not (isfinite(max_memory_mb) and max_memory_mb > 0):
             raise InputError(f"max_memory_mb is {max_memory_mb}; allowed: more than 0 and finite")
+        if tiles not in get_args(Tiles):
+            raise InputError(f"tiles is {tiles!r}; allowed: {', '.join(get_args(Tiles))}")
         if options and provider == "auto":
             raise InputError("options belong to one provider; name it instead of provider='auto'")
         self._arguments = {
@@ -81,6 +87,7 @@ class DeblurEngine:
             "threads": threads,
             "max_memory_mb": max_memory_mb,
             "options": dict(options) if options else None,
+            "tiles": tiles,
         }
         self._precision, self._threads, self._options = precision, threads, options
         self._budget = budget_bytes(max_memory_mb)
@@ -243,9 +250,18 @@ class DeblurEngine:
             versions=versions(sessions.provider),
             skipped=dict(self._skipped),
             tuned=self._tuned.date if self._tuned else None,
+            tiles=self._tiles_of(sessions.contract),
         )
 
+    def _tiles_of(self, contract: ModelContract) -> str:
+        if not contract.sees_everything:
+            return "exact"
+        return "approximate" if self._arguments["tiles"] == "approximate" else "never"
+
     def _restore(self, sessions: Sessions, layout: Layout, rgb: Array) -> Array:
+        if sessions.contract.sees_everything:
+            asked, approximate = self._arguments["max_memory_mb"] is not None, self._arguments["tiles"] == "approximate"
+            return restore_whole(sessions, rgb, layout.dtype, budget=self._budget, asked=asked, approximate=approximate)
         tile = self._tuned.tile_pixels if self._tuned and self._arguments["max_memory_mb"] is None else None
         return restore(sessions, rgb, layout.dtype, budget=self._budget, tile_pixels=tile)
 
