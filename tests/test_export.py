@@ -25,6 +25,7 @@ from deblur_deploy.cli.export import command
 from deblur_deploy.contract import ModelContract
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import write_image
+from deblur_deploy.pipeline import build as build_module
 from deblur_deploy.pipeline import bundle as bundle_module
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.export import Exporter
@@ -340,13 +341,13 @@ def test_a_provider_that_was_not_asked_for_and_does_not_work_is_left_out(room, b
 
 
 def test_files_arranged_for_the_cpu_are_held_to_nothing_elsewhere_and_tables_stay_aligned(room, tmp_path, monkeypatch):
-    time, wished = bundle_module._Build.time, ["openvino", "cpu"]
+    time, wished = build_module.Build.time, ["openvino", "cpu"]
 
     def renamed(build, provider, artifacts):
         return [replace(run, provider=provider) for run in time(build, "cpu", artifacts)]
 
     monkeypatch.setattr(bundle_module, "_wished", lambda _: wished)
-    monkeypatch.setattr(bundle_module._Build, "time", renamed)
+    monkeypatch.setattr(build_module.Build, "time", renamed)
     rows = {row["name"]: row["latency_ms"] for row in again(room, tmp_path / "out")["variants"]}
     assert {name: list(latency) for name, latency in rows.items()} == dict.fromkeys(VARIANTS, wished) | {
         "int8": ["cpu"]

@@ -44,7 +44,7 @@ class Pooled(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]
         padded = nn.functional.pad(image, (0, -width % 2, 0, -height % 2), mode=self.mode)
-        up = nn.functional.interpolate(self.deep(nn.functional.max_pool2d(padded, 2)), scale_factor=2)
+        up = nn.functional.interpolate(self.deep(nn.functional.avg_pool2d(padded, 2)), scale_factor=2)
         return up[..., :height, :width]
 
 

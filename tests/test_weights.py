@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,32 @@ PAIRS = inputs.pairs(None)
 
 
 @pytest.fixture(scope="module")
-def nafnet() -> Any:
+def spandrel() -> Any:
+    """The package; skips where it is absent."""
+    try:
+        return importlib.import_module("spandrel")
+    except ImportError:
+        pytest.skip("spandrel is not installed")
+    except RuntimeError:
+        # A torchvision for CUDA beside a torch without it lacks its compiled operations, which no network here needs.
+        library = torch.library.Library("torchvision", "DEF")
+        for operation in ("nms", "qnms"):
+            library.define(f"{operation}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "spandrel")]:
+            del sys.modules[name]
+        KEPT.append(library)
+        try:
+            return importlib.import_module("spandrel")
+        except RuntimeError as error:
+            pytest.skip(f"torchvision does not load: {error}")
+
+
+KEPT: list[Any] = []
+
+
+@pytest.fixture(scope="module")
+def nafnet(spandrel: Any) -> Any:
     """A small NAFNet with random weights."""
-    pytest.importorskip("spandrel")
     from spandrel.architectures.NAFNet import NAFNet
 
     torch.manual_seed(0)
@@ -91,7 +116,7 @@ def files(folder: Path) -> dict[str, Path]:
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(
-    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, said: str, spandrel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = files(tmp_path)[name]
@@ -101,18 +126,17 @@ def test_what_is_wrong_with_a_file_is_one_line(
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_network_that_enlarges_is_named_with_its_factor(tmp_path: Path) -> None:
-    pytest.importorskip("spandrel")
-    from spandrel.architectures.Compact import SRVGGNetCompact
+def test_a_network_that_enlarges_is_named_with_its_factor(spandrel: Any, tmp_path: Path) -> None:
+    from spandrel.architectures.Compact import Compact
 
-    net = SRVGGNetCompact(num_feat=8, num_conv=1, upscale=4)
+    net = Compact(num_feat=8, num_conv=1, upscale=4)
     save_file(net.state_dict(), tmp_path / "up.safetensors")
     with pytest.raises(DeblurError, match=r"which makes images 4 times as large"):
         load_weights(tmp_path / "up.safetensors")
 
 
 def test_without_spandrel_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "spandrel", None)
+    monkeypatch.setitem(sys.modules, "spandrel", None)
     save_file({"some.weight": torch.zeros(1)}, tmp_path / "net.safetensors")
     with pytest.raises(MissingExtraError, match=r"pip install 'deblur-deploy\[networks\]'"):
         load_weights(tmp_path / "net.safetensors")

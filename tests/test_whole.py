@@ -51,7 +51,7 @@ def test_tiles_are_blended_by_wish(whole: Path, size: tuple[int, int]) -> None:
         found = engine(image)
         assert engine.receipt.tiles == "approximate"
     assert found.dtype == image.dtype
-    # The tiny network really sees 11 pixels only, so that its tiles agree wherever they count.
+    # The tiny network really sees 11 pixels only, and within 16 pixels of a cut no tile counts.
     assert np.abs(found - expected).max() <= 1
 
 

@@ -21,6 +21,8 @@ Body = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 _SIDES = (64, 128, 256, 512)
 _GRIDS = (1, 2, 4, 8, 16, 32, 64, 128)
+_IMAGES = 4
+"""What does not pass through one image, for a ReLU or for rounding, may pass through another."""
 _SAME = 1e-4
 """Of the range [0, 1]: kernels add up in another order for another size."""
 
@@ -65,10 +67,10 @@ def _radius(body: Body, divisor: int, least_px: int) -> int:
     for side in (_up(max(px, least_px), divisor) for px in _SIDES):
         middle = side // 2 // divisor * divisor
         radius = 0
-        for seed in range(2):
+        for seed in range(_IMAGES):
             image = _noise(side, side, seed=seed)
             before = body(image)
-            image[..., middle : middle + divisor, middle : middle + divisor] = 1 - seed
+            image[..., middle : middle + divisor, middle : middle + divisor] = seed % 2
             seen: NDArray[Any] = (body(image) != before).any(axis=(0, 1))
             places = np.concatenate([np.flatnonzero(seen.any(axis=axis)) for axis in (0, 1)])
             if len(places):

@@ -63,14 +63,18 @@ def body_of(model: ModelProto, convention: Convention) -> ModelProto:
     if how.colour == "bgr":
         after.append(("Gather", ["rgb_order"], {"axis": 1}))
     taken = {name for node in graph.node for name in (*node.input, *node.output)} | {v.name for v in graph.initializer}
+    # Somebody's graph may call its own values as bodies call their ends.
+    theirs = {name: _free(f"{name}_", taken) for name in (BLOCKS, CORRECTION) if name in taken}
+    for value in graph.initializer:
+        value.name = theirs.get(value.name, value.name)
+    source, target = theirs.get(source, source), theirs.get(how.output, how.output)
     constants = {_free(name, taken): value for name, value in constants.items()}
     names = {name.rstrip("_"): name for name in constants}
     first, given_to = _chain(before, BLOCKS, names, "door_in")
-    last, _ = _chain(after, how.output, names, "door_out", end=CORRECTION)
-    renamed = {source: given_to}
-    if not last:
-        renamed[how.output] = CORRECTION
-    nodes = [*first, *(renamed_node(node, renamed) for node in graph.node), *last]
+    last, _ = _chain(after, target, names, "door_out", end=CORRECTION)
+    ends = {source: given_to} | ({} if last else {target: CORRECTION})
+    inside = [renamed_node(renamed_node(node, theirs), ends) for node in graph.node]
+    nodes = [*first, *inside, *last]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.input.append(_planar(BLOCKS, how.any_batch))
@@ -184,10 +188,9 @@ def _equal(before: ModelProto, after: ModelProto, divisor: int, *, residual: boo
     for tall, wide in ((3, 2), (4, 5)):
         sides = (divisor * max(tall, -(-tall * 16 // divisor)), divisor * max(wide, -(-wide * 16 // divisor)))
         image = rng.random((1, 3, *sides), np.float32)
-        found = [one(image)[CORRECTION] for one in run]
-        if residual:
-            found[1] = found[1] + image
-        if found[0].shape != found[1].shape or not np.allclose(*found, rtol=1e-4, atol=2e-5):
+        expected, found = (one(image)[CORRECTION] for one in run)
+        found = found + image if residual else found
+        if expected.shape != found.shape or not np.allclose(expected, found, rtol=1e-4, atol=2e-5):
             return False
     return True
 

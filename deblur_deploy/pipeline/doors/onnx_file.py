@@ -157,8 +157,9 @@ def image_input(model: ModelProto, name: str) -> tuple[str, list[PlaneOrder], bo
     dims = [dim.dim_value for dim in shape.dim]
     if kind not in (TensorProto.FLOAT, TensorProto.UINT8) or (dims and len(dims) != 4):
         raise InputError(f"{name} takes {_said(value)}; an image of four dimensions, float or uint8, is needed")
-    known: tuple[tuple[PlaneOrder, int], ...] = (("nchw", 1), ("nhwc", 3))
-    layouts = [layout for layout, axis in known if not dims or dims[axis] in (0, 3)]
+    known: tuple[tuple[PlaneOrder, int, int], ...] = (("nchw", 1, 3), ("nhwc", 3, 1))
+    # Where the other end is a few channels, that is where the channels are.
+    layouts = [order for order, at, end in known if not dims or (dims[at] in (0, 3) and dims[end] not in (1, 2, 4))]
     if not layouts:
         raise InputError(f"{name} takes {_said(value)}; an image of three channels is needed")
     if len(layouts) == 2 and dims and (dims[1] == 3) != (dims[3] == 3):

@@ -33,14 +33,7 @@ def load_weights(path: Path) -> tuple[nn.Module, list[str]]:
     state, notes = unwrapped(_tensors(path))
     if not state:
         raise ModelError(f"{path} holds no weights that have names")
-    try:
-        import spandrel
-    except ImportError as error:
-        missing = (error.name or "spandrel").partition(".")[0]
-        raise MissingExtraError(
-            f"{path} holds no deblur_deploy U-Net, and to recognise other networks {missing} is needed: "
-            "pip install 'deblur-deploy[networks]'; or give the code with --model package.module:build"
-        ) from None
+    spandrel = _spandrel(path)
     try:
         found = spandrel.ModelLoader().load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
@@ -60,6 +53,25 @@ def load_weights(path: Path) -> tuple[nn.Module, list[str]]:
         raise InputError(f"{path} is {found.architecture.name}, which takes more than an image")
     notes.append(f"{path.name} is {found.architecture.name}, by spandrel {spandrel.__version__}")
     return ready(_Called(found), str(path)), notes
+
+
+def _spandrel(path: Path) -> Any:
+    """The package; raises MissingExtraError that says what to install."""
+    said = f"{path} holds no deblur_deploy U-Net, and to recognise other networks "
+    try:
+        import spandrel
+    except ImportError as error:
+        missing = (error.name or "spandrel").partition(".")[0]
+        raise MissingExtraError(
+            f"{said}{missing} is needed: pip install 'deblur-deploy[networks]'; or give the code with --model "
+            "package.module:build"
+        ) from None
+    except RuntimeError as error:  # a torchvision for CUDA beside a torch without it, and the like
+        raise MissingExtraError(
+            f"{said}spandrel is needed, which does not load here ({one_line(error)}); install a torchvision that fits "
+            "torch: pip install torchvision --index-url https://download.pytorch.org/whl/cpu"
+        ) from None
+    return spandrel
 
 
 class _Called(nn.Module):

@@ -135,7 +135,9 @@ def quantize(
     tiles = cut_tiles(photos, divisor, _affordable(how, network), how.tile_px)
     quantizer = Quantizer(exporter, tiles.images, how.rounding)
     narrow = quantizer.narrower()
-    quantizers: dict[Breadth, Quantizer] = {"all": quantizer} | ({"layers": narrow} if narrow else {})
+    quantizers: dict[Breadth, Quantizer] = {"all": quantizer}
+    if narrow:
+        quantizers["layers"] = narrow
     bench = AgainstFp32(fp32, pairs)
     counts = macs_of(fp32.path)
     macs = {layer: count / sum(counts.values()) for layer, count in counts.items()}

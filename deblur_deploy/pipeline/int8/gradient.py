@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from onnx import NodeProto, helper
 from torch import Tensor
 
-_PLAIN = {
+_PLAIN: dict[str, Callable[..., Tensor]] = {
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
     "Tanh": torch.tanh,
@@ -52,9 +52,8 @@ def computed(node: NodeProto, inputs: Sequence[Tensor | None]) -> Tensor | tuple
             if node.op_type == "AveragePool" and any(about.get("pads", ())):
                 raise NotImplementedError("AveragePool with padding")
             x = _padded(x, about.get("pads", (0, 0, 0, 0)), float("-inf"))
-            pool = F.max_pool2d if node.op_type == "MaxPool" else F.avg_pool2d
-            pooled: Tensor = pool(x, about["kernel_shape"], about.get("strides", (1, 1)))
-            return pooled
+            size, strides = about["kernel_shape"], about.get("strides", (1, 1))
+            return F.max_pool2d(x, size, strides) if node.op_type == "MaxPool" else F.avg_pool2d(x, size, strides)
         case "GlobalAveragePool":
             return x.mean((2, 3), keepdim=True)
         case "LeakyRelu":
@@ -80,8 +79,7 @@ def computed(node: NodeProto, inputs: Sequence[Tensor | None]) -> Tensor | tuple
         case "Identity" | "Dropout":
             return x
     if node.op_type in _PLAIN and len(given) == len(inputs):
-        result: Tensor = _PLAIN[node.op_type](*given)
-        return result
+        return _PLAIN[node.op_type](*given)
     raise NotImplementedError(node.op_type)
 
 
