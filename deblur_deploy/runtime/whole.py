@@ -71,7 +71,7 @@ def _blended(sessions: Sessions, rgb: Array, dtype: np.dtype[Any], max_pixels: i
 
 
 def _ramp(span: Span, size: int, length: int) -> NDArray[np.float32]:
-    """Weight of a tile along one axis: 1, but 0 next to an inner border, and rising in between as its neighbour fades."""
+    """Weight of a tile along one axis: 1, but 0 next to an inner border, and rising where its neighbour fades."""
     rising = (np.arange(size, dtype=np.float32) + 0.5 - _MARGIN_PX / 2) / _MARGIN_PX
     ramp = np.ones(size, np.float32)
     if span.start > 0:

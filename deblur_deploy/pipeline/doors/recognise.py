@@ -23,9 +23,9 @@ _SQUARES = (64, 128, 256, 32, 96, 192, 224, 512)
 """Sizes that are tried until the network takes one."""
 _DIVISORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _CROP_PX = 192
-_CLEARLY_DB = 1.0
-"""How much better than what is usual something unusual must be; and how far below the blurred images a network that is
-fed as it should be does not fall."""
+_CLEARLY_DB, _WRONG_DB = 1.0, 3.0
+"""How much better than what is usual something unusual must be, and how far below the blurred images a network that is
+fed as it should be does not fall; and how far one does that is fed wrongly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +158,12 @@ def _guess(
             {**msgspec.to_builtins(how), "range": span, "colour": colour, "output": output}, Convention
         )
         found.append((tried, _quality(Reference(run, tried), crops)))
-    # In this order, so that what is unusual must be clearly better.
+    # In this order, so that what is unusual must be clearly better, and what is usual clearly wrong.
     best = found[0]
     for one in found:
-        as_usual = (one[0].range, one[0].colour) == (best[0].range, best[0].colour)
-        if one[1] > best[1] + (0 if as_usual else _CLEARLY_DB) and (as_usual or one[1] > blurred - _CLEARLY_DB):
+        alike = (one[0].range, one[0].colour) == (best[0].range, best[0].colour)
+        better = one[1] > max(best[1], blurred - 2 * _CLEARLY_DB) + _CLEARLY_DB and found[0][1] < blurred - _WRONG_DB
+        if one[1] > best[1] if alike else better:
             best = one
     if len(ranges) == len(colours) == 1:
         return best[0], ""

@@ -102,7 +102,9 @@ class Quantizer:
         quantized = self._quantized(self._spanning("planes"), "planes", self._on_grid(), {})
         try:
             return tuned(body, quantized, tiles, self.stem, tied(body), residual=network.residual)
-        except NotImplementedError:  # an operation without a gradient here
+        except (NotImplementedError, RuntimeError, TypeError, KeyError):  # an operation that has no gradient here
+            if network.ours:
+                raise
             return Tuned(ranges={}, biases={})
 
     def _spanning(self, layout: Layout, held: float = _HELD) -> TensorsData:
