@@ -13,7 +13,7 @@ from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.graph import export_body
 from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.recipe import Recipe
-from deblur_deploy.pipeline.rewrite import in_rows
+from deblur_deploy.pipeline.rows import in_rows
 from deblur_deploy.training.unet import UNet, UNetConfig
 
 CONFIGS = {

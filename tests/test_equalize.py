@@ -9,7 +9,7 @@ from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.graph import BLOCKS, export_body
 from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
-from deblur_deploy.pipeline.rewrite import in_rows
+from deblur_deploy.pipeline.rows import in_rows
 from deblur_deploy.training.unet import UNet, UNetConfig
 
 CONFIGS = {

@@ -13,7 +13,7 @@ from deblur_deploy.pipeline.int8.calibrate import ranges_of_each, run_body, span
 from deblur_deploy.pipeline.int8.concat import joined, tied
 from deblur_deploy.pipeline.int8.quantize import quantize_body
 from deblur_deploy.pipeline.int8.tuning import _FakeQuantized, _Rounded, tuned, with_biases
-from deblur_deploy.pipeline.rewrite import in_rows
+from deblur_deploy.pipeline.rows import in_rows
 from tests.photos import photo
 from tests.small import CONFIGS, unet
 

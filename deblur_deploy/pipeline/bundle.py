@@ -75,24 +75,9 @@ def build_bundle(
         if why := quantized.record["int8"].get("left_out"):
             choosing.leave_out("int8", why)
         results = choosing.measured(artifacts, providers)
-        int8 = dict(quantized.record["int8"])
-        if "int8" in choosing.left_out:
-            int8["left_out"] = choosing.left_out["int8"]
-        facts = {key: value for key, value in exported.record.items() if key != "artifacts"}
-        summary = {
-            "name": recipe.name,
-            "onnxruntime": f">={OLDEST_ONNXRUNTIME}",
-            "checkpoint": first.path.name if first.path else recipe.network.model,
-            "checkpoint_sha256": first.parent,
-            **facts,
-            **compared.record,
-            "int8": int8,
-            "left_out": choosing.left_out,
-            "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
-            "machine": this_machine(),
-            "versions": package_versions(),
-            **({"pruning": smaller.record} if smaller.record else {}),
-        }
+        summary = _summary(build, first, [exported.record, compared.record], quantized.record, choosing.left_out)
+        if smaller.record:
+            summary["pruning"] = smaller.record
         shown = next((one.artifact for one in results if one.artifact.precision == "int8"), results[0].artifact)
         pages = build.report(summary, results, shown=shown)
         kept = [result.artifact.path for result in results]
@@ -111,6 +96,27 @@ def build_bundle(
         text = json.dumps(manifest, indent=2, allow_nan=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return results
+
+
+def _summary(
+    build: Build, first: Source, facts: Sequence[Record], quantized: Record, left_out: dict[str, str]
+) -> Record:
+    """What there is to say of the whole bundle, for its manifest and its pages."""
+    recipe, int8 = build.recipe, dict(quantized["int8"])
+    if "int8" in left_out:
+        int8["left_out"] = left_out["int8"]
+    return {
+        "name": recipe.name,
+        "onnxruntime": f">={OLDEST_ONNXRUNTIME}",
+        "checkpoint": first.path.name if first.path else recipe.network.model,
+        "checkpoint_sha256": first.parent,
+        **{key: value for record in facts for key, value in record.items() if key != "artifacts"},
+        "int8": int8,
+        "left_out": left_out,
+        "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
+        "machine": this_machine(),
+        "versions": package_versions(),
+    }
 
 
 def _completed(recipe: Recipe, source: Source) -> Recipe:

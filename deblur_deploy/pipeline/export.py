@@ -18,7 +18,7 @@ from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.doors.source import Prepared
 from deblur_deploy.pipeline.graph import assemble, export_body, in_half_precision
 from deblur_deploy.pipeline.network import Network
-from deblur_deploy.pipeline.rewrite import in_rows
+from deblur_deploy.pipeline.rows import in_rows
 from deblur_deploy.training.unet import UNet
 
 BODY = "body.onnx"

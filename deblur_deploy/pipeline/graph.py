@@ -55,7 +55,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, 4 * width, 1, dtype=source.weight.dtype)
         assert source.bias is not None
         assert self.conv.bias is not None
-        # Output channels (channel, row, column), as pixel_shuffle wants them; rewrite.in_rows orders them anew.
+        # Output channels (channel, row, column), as pixel_shuffle wants them; rows.in_rows orders them anew.
         self.conv.weight.data = source.weight.detach().permute(1, 2, 3, 0).reshape(4 * width, channels, 1, 1)
         self.conv.bias.data = source.bias.detach().repeat_interleave(4)
 

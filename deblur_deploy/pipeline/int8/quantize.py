@@ -23,6 +23,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE, CORRECTION
 from deblur_deploy.pipeline.int8.calibrate import redirected, to_blocks
+from deblur_deploy.pipeline.rewrite import LAYERS
 
 _BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}
 _SIGNED_BYTES = _BYTES | {"zero_point": np.array(128, dtype=np.uint8)}
@@ -34,10 +35,6 @@ _ZERO = np.array(0, dtype=np.int8)
 def layer_name(weight: str) -> str:
     """What a convolution is called: as its weights in torch, also where they are quantized."""
     return weight.removeprefix("q_output_").partition(".weight")[0]
-
-
-LAYERS = ("Conv", "ConvTranspose", "MatMul")
-"""Operations that have weights of their own."""
 
 
 def layers(body: ModelProto) -> dict[str, str]:

@@ -20,10 +20,11 @@ from deblur_deploy.pipeline.int8.calibrate import cut_smaller, cut_tiles, find_r
 from deblur_deploy.pipeline.int8.concat import joined, tied
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
 from deblur_deploy.pipeline.int8.probe import int8_ops
-from deblur_deploy.pipeline.int8.quantize import LAYERS, layer_name, quantize_body, quantize_with_nncf
+from deblur_deploy.pipeline.int8.quantize import layer_name, quantize_body, quantize_with_nncf
 from deblur_deploy.pipeline.int8.rounding import Weights, input_moments, rounded_weights, with_weights
 from deblur_deploy.pipeline.int8.tuning import Tuned, affordable, tuned, with_biases
-from deblur_deploy.pipeline.rewrite import in_rows
+from deblur_deploy.pipeline.rewrite import LAYERS
+from deblur_deploy.pipeline.rows import in_rows
 
 NNCF = "nncf"
 _HELD = 0.7
