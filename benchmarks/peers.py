@@ -128,7 +128,7 @@ def _network(name: str, options: Peers, folder: Path, notes: list[str], on_progr
         raise InputError(f"networks has {name!r}; allowed: {SHIPPED}, {', '.join(PRESETS)} or a checkpoint")
     else:
         name = checkpoint.stem
-    exporter = Exporter(load_checkpoint(checkpoint), sha256(checkpoint), folder)
+    exporter = Exporter.of(load_checkpoint(checkpoint), sha256(checkpoint), folder)
     photos, how = builtin_calibration(), Recipe().int8
     if weights == "seeded":
         how = msgspec.structs.replace(how, method="minmax", rounding="nearest")  # Only their time is looked at.

@@ -235,7 +235,7 @@ def _deployed(
             on_progress(f"int8 at {share:.0%} on {provider}")
             path = Path(folder, str(share))
             path.mkdir()
-            file = plain_int8(Exporter(net, "0" * 64, path), photos, Int8Config(), int8_layout(provider)).path
+            file = plain_int8(Exporter.of(net, "0" * 64, path), photos, Int8Config(), int8_layout(provider)).path
             engines[share] = DeblurEngine(file, provider=provider, threads=options.threads)
         calls = {str(share): lambda engine=engine: engine(photo) for share, engine in engines.items()}
         timings = take_turns(calls, rounds=3 if options.quick else options.rounds)

@@ -102,7 +102,7 @@ def _ours(
 ) -> tuple[list[Entry], dict[tuple[str, str], float | None], dict[str, Any]]:
     """Entries of our variants, their shares of multiplications in int8, and what was found out about int8."""
     on_progress(f"{checkpoint.name}: export")
-    exporter = Exporter(load_checkpoint(checkpoint), sha256(checkpoint), folder)
+    exporter = Exporter.of(load_checkpoint(checkpoint), sha256(checkpoint), folder)
     artifacts = [exporter.fp32(), exporter.fp16()]
     how = Int8Config(max_drop_db=options.max_drop_db, sensitivity_crops=0)
     try:

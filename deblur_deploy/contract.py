@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Literal, get_args
 
 from deblur_deploy.errors import ModelError
 
 KEY = "deblur_deploy.contract"
 """The ONNX metadata key under which the contract is stored, as one JSON object."""
+
+CHECKPOINT_KEY = "deblur_deploy.unet"
+"""The safetensors metadata key under which a checkpoint's config is stored, as one JSON object."""
 
 INPUT, OUTPUT = "image", "restored"
 """Names of the graph's only input and only output."""
@@ -45,6 +48,9 @@ class ModelContract:
     """The network works on multiples of this many pixels; the graph pads to it and crops again."""
     receptive_radius_px: int
     """No input pixel farther away than this (in rows or columns) changes an output pixel."""
+    sees_everything: bool = False
+    """Whether any input pixel may change any output pixel (pooling, attention or normalization over the image): then
+    no cut into tiles is exact."""
     macs_per_pixel: float
     """Multiply-accumulate operations of all convolutions, per input pixel."""
     parent_sha256: str
@@ -70,7 +76,9 @@ class ModelContract:
                 raise ModelError(
                     f"{where} has contract schema {values['schema']}, this version reads {cls.schema}; export it again"
                 )
-            contract = cls(**{field.name: values[field.name] for field in fields(cls)})
+            # Files of earlier versions lack what came later, and say so by its default.
+            named = {field.name for field in fields(cls) if field.default is MISSING or field.name in values}
+            contract = cls(**{name: values[name] for name in named})
             if not contract._sound():
                 raise TypeError(f"a value is of the wrong kind: {values}")
             return contract
@@ -84,6 +92,7 @@ class ModelContract:
         return (
             self.io in get_args(Io)
             and self.precision in get_args(Precision)
+            and isinstance(self.sees_everything, bool)
             and all(isinstance(value, int | float) and value >= 0 for value in numbers)
             and isinstance(self.size_divisor, int)
             and isinstance(self.receptive_radius_px, int)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import get_args
 
-import onnx
 import torch
 from onnx import ModelProto
 
 from deblur_deploy.pipeline.config import Int8Config, Layout, VerifyConfig
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.graph import export_body
+from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.recipe import Recipe
+from deblur_deploy.pipeline.rows import in_rows
 from deblur_deploy.training.unet import UNet, UNetConfig
 
 CONFIGS = {
@@ -40,15 +40,16 @@ def unet(name: str = "stem4", seed: int = 0) -> UNet:
 
 
 def exporter(folder: Path, name: str = "stem4") -> Exporter:
-    """An exporter of :func:`unet` whose bodies are made already."""
-    bodies = folder / "bodies"
-    bodies.mkdir(exist_ok=True)
-    for layout in get_args(Layout):
-        onnx.save(body(name, layout), bodies / f"body-{layout}.onnx")
-    return Exporter(unet(name), "0" * 64, folder, bodies)
+    """An exporter of :func:`unet` whose body is made already."""
+    return Exporter(network(name), body(name, "planes"), "0" * 64, folder)
+
+
+def network(name: str) -> Network:
+    """The facts about :func:`unet`."""
+    return Network.of(unet(name))
 
 
 @cache
 def body(name: str, layout: Layout) -> ModelProto:
     """The exported body of :func:`unet`; torch's exporter takes seconds, so each is made once."""
-    return export_body(unet(name), layout)
+    return in_rows(body(name, "planes"))[0] if layout == "rows" else export_body(unet(name))

@@ -12,6 +12,7 @@ import pytest
 from deblur_deploy.errors import InputError, VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.config import Int8Config, Method
+from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.budget import Trial, _return_layers, fastest, quantize
 from deblur_deploy.pipeline.int8.coverage import int8_share
 from deblur_deploy.pipeline.int8.quantize import layers
@@ -97,11 +98,9 @@ def test_all_methods_are_measured_and_timed_when_asked_for(exporter, fp32, pairs
 
 
 def test_an_operation_without_an_int8_kernel_stays_float_and_is_named(tmp_path, pairs):
-    exporter = small.exporter(tmp_path)
-    for layout in ("rows", "planes"):
-        stranger = type(body("stem4", layout)).FromString(body("stem4", layout).SerializeToString())
-        next(node for node in stranger.graph.node if node.op_type == "Relu").op_type = "Softplus"
-        onnx.save(stranger, exporter.bodies / f"body-{layout}.onnx")
+    stranger = onnx.ModelProto.FromString(body("stem4", "planes").SerializeToString())
+    next(node for node in stranger.graph.node if node.op_type == "Relu").op_type = "Softplus"
+    exporter = Exporter(small.network("stem4"), stranger, "0" * 64, tmp_path)
     artifacts, found = quantize(exporter, exporter.fp32(), PHOTOS, pairs, replace_struct(HOW, sensitivity_crops=0))
     assert found.float_ops == {"rows": ["Softplus"], "planes": ["Softplus"]}
     with DeblurEngine(artifacts[0].path, provider="cpu") as engine:
@@ -163,7 +162,7 @@ def test_a_layer_too_large_to_return_does_not_keep_others_from_returning():
     rows = [big, replace(big, layer="small", macs=0.1, error=1.0), replace(big, layer="idle", macs=0.1, error=0.0)]
     assert return_order(rows)[0] == "big"
 
-    def attempt(method, in_float):
+    def attempt(method, in_float, breadth="all"):
         drop = 0.01 if "small" in in_float else 1.0
         return Trial(method=method, in_float=in_float, macs=1, drop_db=drop, worst_drop_db=drop, worst_image="")
 

@@ -25,6 +25,7 @@ from deblur_deploy.cli.export import command
 from deblur_deploy.contract import ModelContract
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import write_image
+from deblur_deploy.pipeline import build as build_module
 from deblur_deploy.pipeline import bundle as bundle_module
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.export import Exporter
@@ -84,7 +85,7 @@ def test_the_bundle_is_complete_and_its_hashes_are_true(room, bundle):
         assert row["sha256"] == sha256(bundle / row["file"])
         assert row["latency_ms"]["cpu"] > 0
     made = {name: digest for stage in manifest["stages"] for name, digest in stage["outputs"].items()}
-    assert manifest["differing_from_torch"] <= RECIPE.verify.max_differing
+    assert manifest["differing_from_source"] <= RECIPE.verify.max_differing
     assert {row["file"]: row["sha256"] for row in manifest["variants"]}.items() <= made.items()
 
 
@@ -296,7 +297,7 @@ def test_a_second_run_does_nothing_twice_and_loads_nothing_for_it(room, bundle, 
     [
         ({"verify": {"fp16_max_drop_db": 2.5}}, set()),
         ({"verify": {"rounds": 2}}, {"latency on cpu", "report"}),
-        ({"verify": {"random_sizes": 1}}, {"fp32 against torch", "report"}),
+        ({"verify": {"random_sizes": 1}}, {"fp32 against its source", "report"}),
         (
             {"int8": {"tiles": 3}},
             {"quantize", "quality of int8", "quality of int8-planes", "latency on cpu", "report"},
@@ -340,13 +341,13 @@ def test_a_provider_that_was_not_asked_for_and_does_not_work_is_left_out(room, b
 
 
 def test_files_arranged_for_the_cpu_are_held_to_nothing_elsewhere_and_tables_stay_aligned(room, tmp_path, monkeypatch):
-    time, wished = bundle_module._Build.time, ["openvino", "cpu"]
+    time, wished = build_module.Build.time, ["openvino", "cpu"]
 
     def renamed(build, provider, artifacts):
         return [replace(run, provider=provider) for run in time(build, "cpu", artifacts)]
 
     monkeypatch.setattr(bundle_module, "_wished", lambda _: wished)
-    monkeypatch.setattr(bundle_module._Build, "time", renamed)
+    monkeypatch.setattr(build_module.Build, "time", renamed)
     rows = {row["name"]: row["latency_ms"] for row in again(room, tmp_path / "out")["variants"]}
     assert {name: list(latency) for name, latency in rows.items()} == dict.fromkeys(VARIANTS, wished) | {
         "int8": ["cpu"]

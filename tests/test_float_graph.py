@@ -45,7 +45,7 @@ def test_any_size_and_batch(tiny, size, seed):
 @pytest.mark.slow
 def test_the_shipped_network_on_noise_and_on_photographs(data, tmp_path):
     model = load_checkpoint(DEFAULT_CHECKPOINT)
-    path = Exporter(model, "0" * 64, tmp_path).floats().path
+    path = Exporter.of(model, "0" * 64, tmp_path).floats().path
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     photos = [read_image(name) for name in list_images(data / "eval" / "frames9" / "blur")[:2]]
     images = [np.ascontiguousarray(photo.transpose(2, 0, 1)[None]).astype(np.float32) / 255 for photo in photos]

@@ -12,7 +12,7 @@ from deblur_deploy.pipeline.graph import Body, Upsample, assemble, export_body, 
 from deblur_deploy.pipeline.int8.quantize import to_blocks
 from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo
-from tests.small import CONFIGS, body, unet
+from tests.small import CONFIGS, body, network, unet
 
 LAYOUTS = ("planes", "rows")
 
@@ -31,7 +31,7 @@ def exported():
         key = (name, layout, io, half)
         if key not in made:
             inside = in_half_precision(body(name, layout)) if half else body(name, layout)
-            whole = assemble(inside, CONFIGS[name], layout=layout, io=io)
+            whole = assemble(inside, network(name), layout=layout, io=io)
             onnx.checker.check_model(whole, full_check=True)
             made[key] = session(whole)
         return made[key]
@@ -39,23 +39,21 @@ def exported():
     return get
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_upsample_is_the_transposed_convolution(layout):
+def test_upsample_is_the_transposed_convolution():
     up = torch.nn.ConvTranspose2d(6, 5, 2, stride=2).double()
     x = torch.randn(2, 6, 4, 7, dtype=torch.float64)
-    torch.testing.assert_close(Upsample(up, layout).double()(x), up(x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(Upsample(up).double()(x), up(x), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_body_is_the_network_between_its_rearrangements(name, layout):
+def test_body_is_the_network_between_its_rearrangements(name):
     model = unet(name).double()
     divisor, stem = model.config.size_divisor, model.config.stem
     image = photo(0, 3 * divisor, 5 * divisor)
     blocks = torch.from_numpy(to_blocks(image, stem)).double()
     expected = model(torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255)[0]
     copy = unet(name).double()
-    levels = Body(copy, layout)(blocks) + (blocks if model.config.residual else 0)
+    levels = Body(copy)(blocks) + (blocks if model.config.residual else 0)
     height, width = levels.shape[2:]
     found = levels[0].reshape(stem, stem, 3, height, width).permute(2, 3, 0, 4, 1).reshape(expected.shape)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # to_blocks is float32
@@ -90,14 +88,13 @@ def test_half_precision_stays_within_a_level(exported, value):
 
 
 def test_float_images_have_no_rows_layout():
-    model = unet("stem2")
     with pytest.raises(ValueError, match="planes"):
-        assemble(body("stem2", "rows"), model.config, layout="rows", io="float32")
+        assemble(body("stem2", "rows"), network("stem2"), layout="rows", io="float32")
 
 
 def test_export_leaves_the_network_as_it_was():
     model = unet()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    export_body(model, "rows")
+    export_body(model)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)

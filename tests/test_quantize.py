@@ -14,7 +14,7 @@ from deblur_deploy.pipeline.int8.probe import int8_ops
 from deblur_deploy.pipeline.int8.quantize import layers, quantize_body, quantize_with_nncf
 from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo
-from tests.small import CONFIGS, body, unet
+from tests.small import CONFIGS, body, network, unet
 from tests.test_graph import LAYOUTS, session
 
 TILES = [photo(seed, 96, 96) for seed in range(4)]
@@ -44,7 +44,7 @@ def in_int8(whole):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_int8_is_close_to_fp32_and_every_convolution_is_int8(name, layout):
     model = unet(name)
-    whole = assemble(quantized(name, layout), model.config, layout=layout, io="uint8")
+    whole = assemble(quantized(name, layout), network(name), layout=layout, io="uint8")
     onnx.checker.check_model(whole, full_check=True)
     image = photo(9, 75, 91)
     assert psnr(session(whole).run(None, {"image": image[None]})[0][0], TorchRestorer(model)(image)) > 38
@@ -57,8 +57,8 @@ def test_int8_is_close_to_fp32_and_every_convolution_is_int8(name, layout):
 def test_layers_stay_float_or_are_quantized_alone(layout):
     every = set(layers(body("stem4", layout)))
     for chosen in ("encoder.0.0", "up.0.conv", "head"):
-        for how, expected in (({"in_float": [chosen]}, every - {chosen}), ({"only": chosen}, {chosen})):
-            whole = assemble(quantized("stem4", layout, **how), CONFIGS["stem4"], layout=layout, io="uint8")
+        for how, expected in (({"in_float": [chosen]}, every - {chosen}), ({"only": [chosen]}, {chosen})):
+            whole = assemble(quantized("stem4", layout, **how), network("stem4"), layout=layout, io="uint8")
             onnx.checker.check_model(whole, full_check=True)
             assert in_int8(whole) == expected
             image = photo(9, 64, 80)
@@ -66,7 +66,7 @@ def test_layers_stay_float_or_are_quantized_alone(layout):
 
 
 def test_rows_read_the_image_bytes_without_a_float_in_between():
-    whole = assemble(quantized("stem4", "rows"), CONFIGS["stem4"], layout="rows", io="uint8")
+    whole = assemble(quantized("stem4", "rows"), network("stem4"), layout="rows", io="uint8")
     readers = [node for node in whole.graph.node if "bytes" in node.input]
     assert {node.op_type for node in readers} == {"DequantizeLinear"}
     assert len(readers) == 2  # the first convolution, and the residual sum
@@ -75,7 +75,7 @@ def test_rows_read_the_image_bytes_without_a_float_in_between():
 
 @pytest.mark.parametrize("method", ["moving_average", "percentile", "entropy"])
 def test_every_method_calibrates_and_says_nothing_on_standard_output(method, capsys):
-    whole = assemble(quantized("flat", "planes", method), CONFIGS["flat"], layout="planes", io="uint8")
+    whole = assemble(quantized("flat", "planes", method), network("flat"), layout="planes", io="uint8")
     image = photo(9, 60, 60)
     assert psnr(session(whole).run(None, {"image": image[None]})[0][0], TorchRestorer(unet("flat"))(image)) > 30
     assert capsys.readouterr().out == ""
@@ -85,7 +85,7 @@ def test_every_method_calibrates_and_says_nothing_on_standard_output(method, cap
 @pytest.mark.filterwarnings("default")
 def test_nncf_reads_the_image_in_its_own_scale_and_its_weights_overflow_nothing():
     pytest.importorskip("nncf")
-    whole = assemble(quantize_with_nncf(body("stem4", "rows"), TILES, 4), CONFIGS["stem4"], layout="rows", io="uint8")
+    whole = assemble(quantize_with_nncf(body("stem4", "rows"), TILES, 4), network("stem4"), layout="rows", io="uint8")
     image = photo(9, 64, 80)
     assert psnr(session(whole).run(None, {"image": image[None]})[0][0], TorchRestorer(unet())(image)) > 38
     weights = [onnx.numpy_helper.to_array(value) for value in whole.graph.initializer if len(value.dims) == 4]

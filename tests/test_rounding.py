@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.int8.calibrate import find_ranges, run_body
@@ -20,6 +20,7 @@ from deblur_deploy.pipeline.int8.quantizer import Quantizer
 from deblur_deploy.pipeline.int8.rounding import (
     Weights,
     _columns,
+    _Reading,
     input_moments,
     round_weights,
     rounded_weights,
@@ -134,20 +135,33 @@ def test_the_network_errs_less_than_with_weights_rounded_to_the_nearest(name: st
     assert error(together) < error(alone) / 2
 
 
-def test_moments_are_those_of_what_a_convolution_reads() -> None:
-    values = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
-    weights = torch.randn(4, 3, 3, 3)
-    columns = _columns(values, 3, 1000, np.random.default_rng(1))
-    expected = torch.nn.functional.conv2d(torch.from_numpy(values)[None], weights, padding=1)[0].flatten(1)
-    found = weights.flatten(1) @ torch.from_numpy(columns)
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "padding"), [(3, 1, 1, 1), ((1, 5), 2, 1, 0), (3, 1, 2, 2)])
+def test_moments_are_those_of_what_a_convolution_reads(
+    groups: int, kernel: int | tuple[int, int], stride: int, dilation: int, padding: int
+) -> None:
+    values = torch.randn(1, 6, 9, 11)
+    conv = torch.nn.Conv2d(6, 12, kernel, stride, padding, dilation, groups, bias=False)
+    attributes = {"group": groups, "strides": [stride] * 2, "dilations": [dilation] * 2, "pads": [padding] * 4}
+    node = helper.make_node("Conv", ["values", "weight"], ["given"], **attributes)
+    how = _Reading.of(node, tuple(conv.weight.shape[2:]))  # type: ignore[arg-type]
+    columns = _columns(values.numpy(), how, 1000, np.random.default_rng(1))
+    expected = conv(values)[0].flatten(1)
+    found = (conv.weight.reshape(groups, 12 // groups, -1) @ torch.from_numpy(columns)).flatten(0, 1)
     torch.testing.assert_close(found.sort(1).values, expected.sort(1).values)
-    assert _columns(values, 1, 10, np.random.default_rng(1)).shape == (3, 10)
+
+
+def test_moments_are_those_of_what_a_matrix_reads() -> None:
+    values = np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32)
+    columns = _columns(values, _Reading(source="", matrix=True), 1000, np.random.default_rng(1))
+    np.testing.assert_allclose(columns[0] @ columns[0].T, np.einsum("abci,abcj->ij", values, values), rtol=1e-5)
+    assert _columns(values, _Reading(source="", matrix=True), 10, np.random.default_rng(1)).shape == (1, 6, 10)
 
 
 def test_layers_in_float_keep_their_weights(tmp_path: Path) -> None:
     quantizer = Quantizer(exporter(tmp_path), TILES)
     plain = {value.name: numpy_helper.to_array(value) for value in quantizer.plain("rows").graph.initializer}
-    for how in ({"in_float": ["encoder.1.0", "head"]}, {"only": "up.0.conv"}):
+    for how in ({"in_float": ["encoder.1.0", "head"]}, {"only": ["up.0.conv"]}):
         made = quantizer.body("minmax", "rows", **how)  # type: ignore[arg-type]
         kept = {value.name for value in made.graph.initializer} & {name for name in plain if name.endswith(".weight")}
         expected = how.get("in_float") or {*layers(body("stem4", "rows"))} - {"up.0.conv"}

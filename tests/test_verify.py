@@ -13,7 +13,7 @@ from deblur_deploy.pipeline.config import VerifyConfig
 from deblur_deploy.pipeline.verify import (
     check_drop,
     check_loss,
-    compare_with_torch,
+    compare_with_source,
     mark_slower,
     measure,
     peak_activation,
@@ -21,6 +21,7 @@ from deblur_deploy.pipeline.verify import (
     time_on,
 )
 from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.training.validation import TorchRestorer
 from tests import small
 from tests.photos import photo
 from tests.small import RECIPE, unet
@@ -57,15 +58,15 @@ def test_an_honest_export_passes_with_every_figure(exporter, fp32):
 
 
 def test_other_weights_than_the_checkpoint_are_found(fp32):
-    with pytest.raises(VerificationError, match="differs from torch by"):
-        compare_with_torch(fp32, unet(seed=1), [photo(0)], RECIPE.verify)
+    with pytest.raises(VerificationError, match="differs from its source by"):
+        compare_with_source(fp32, TorchRestorer(unet(seed=1)), [photo(0)], RECIPE.verify)
 
 
 def test_one_level_in_too_many_values_is_found(fp32):
     model = unet()
     model.head.bias.data += 0.5 / 255
-    with pytest.raises(VerificationError, match="differs from torch in"):
-        compare_with_torch(fp32, model, [photo(0)], RECIPE.verify)
+    with pytest.raises(VerificationError, match="differs from its source in"):
+        compare_with_source(fp32, TorchRestorer(model), [photo(0)], RECIPE.verify)
 
 
 def test_a_variant_that_lost_too_much_is_named(fp32, tmp_path):

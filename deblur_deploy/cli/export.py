@@ -1,10 +1,11 @@
-"""deblur-export: a checkpoint becomes a verified bundle."""
+"""deblur-export: a network becomes a verified bundle."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from deblur_deploy.cli.common import OK, guarded
 from deblur_deploy.errors import InputError
 from deblur_deploy.pipeline.artifact import Measured
 from deblur_deploy.pipeline.bundle import build_bundle
-from deblur_deploy.pipeline.config import Int8Config
+from deblur_deploy.pipeline.config import Int8Config, NetworkConfig
 from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.recipe import Recipe, read_recipe
 from deblur_deploy.runtime.bundle import MANIFEST
@@ -31,20 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Turn a deblurring checkpoint into a verified bundle of ONNX models."""
+    """Turn a restoration network into a verified bundle of ONNX models."""
 
     checkpoint: Annotated[
         Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT", help_behavior_hint="")
     ] = None
-    """Weights that deblur-train wrote; without it, those that ship with the package."""
+    """Weights that deblur-train wrote, somebody's .onnx, or a file of somebody's weights (.safetensors, .pth); without
+    it, those that ship with the package."""
     out: Path
     """Folder of the bundle."""
-    model: str = ""
-    """Prune a network of your own instead: package.module:build, a function that returns it. It is written as an
-    exported program and as fp32 ONNX (which --prune.target-ms is then for), without int8; CHECKPOINT is its state dict
-    as safetensors."""
-    divisor: int = 1
-    """With --model: its images' sides are multiples of this power of two, to which the ONNX files pad."""
     force: bool = False
     """Replace the folder if it exists; it is replaced only when everything is done."""
     cache: bool = True
@@ -57,7 +53,8 @@ class Arguments:
 
 
 USUAL = {
-    Arguments: ("checkpoint", "out", "model", "force", "recipe_file"),
+    Arguments: ("checkpoint", "out", "force", "recipe_file"),
+    NetworkConfig: ("model",),
     Recipe: ("pairs", "calibration"),
     PruneConfig: ("macs", "target_ms", "at"),
     RecoverConfig: ("data",),
@@ -78,9 +75,8 @@ def run(arguments: Arguments) -> int:
             raise InputError("--recipe-file comes with other choices; edit the file, or give the choices without it")
         recipe = read_recipe(arguments.recipe_file)
     log = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    if arguments.model:
-        return prune_own(arguments, recipe, log)
-    with log.status("starting") as status:
+    # What somebody's network prints is not our result.
+    with log.status("starting") as status, redirect_stdout(sys.stderr):
 
         def on_progress(what: str) -> None:
             status.update(escape(what))
@@ -88,7 +84,7 @@ def run(arguments: Arguments) -> int:
                 log.print(f"- {what}")
 
         results = build_bundle(
-            arguments.checkpoint or DEFAULT_CHECKPOINT,
+            arguments.checkpoint or (None if recipe.network.model else DEFAULT_CHECKPOINT),
             recipe,
             arguments.out,
             force=arguments.force,
@@ -101,50 +97,13 @@ def run(arguments: Arguments) -> int:
         size = f"{recipe.verify.width_px}x{recipe.verify.height_px}"
         # A pipe or a log has no width of its own, and 80 columns would cut names.
         console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
-        if recipe.prune:
+        pruning = json.loads((arguments.out / MANIFEST).read_text(encoding="utf-8")).get("pruning")
+        if pruning:
             from deblur_deploy.pipeline.pruning.report import outcome, widths
 
-            pruning = json.loads((arguments.out / MANIFEST).read_text(encoding="utf-8"))["pruning"]
             console.print(*map(as_grid, (widths(pruning), outcome(pruning))), sep="\n")
         console.print(table(results, size))
     log.print(f"bundle: {arguments.out}")
-    return OK
-
-
-def prune_own(arguments: Arguments, recipe: Recipe, log: Console) -> int:
-    """Prune the network that ``--model`` names."""
-    from deblur_deploy.pipeline.pruning.stranger import load_module, prune_stranger
-
-    if not recipe.prune:
-        raise InputError("--model is for pruning; say how far, with --prune.macs 0.5")
-    model = load_module(arguments.model, arguments.checkpoint)
-    record = prune_stranger(
-        model,
-        recipe.prune,
-        arguments.out,
-        divisor=arguments.divisor,
-        force=arguments.force,
-        on_progress=lambda what: log.print(f"- {what}"),
-    )
-    if arguments.json:
-        sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")
-    latency = record["latency"]
-    for name, (before, after) in record["widths"].items():
-        log.print(f"{name}: {before} -> {after} channels")
-    for name, why in record["left"].items():
-        log.print(f"{name} is left as it is: {why}")
-    figures = {
-        "kMAC per pixel": [macs / 1e3 for macs in record["macs_per_pixel"]],
-        "parameters": record["parameters"],
-        "PSNR, dB": record["psnr"].values(),
-    }
-    if latency:
-        figures[f"fp32 at {latency['at']} on {latency['provider']}, ms"] = [latency["dense_ms"], latency["ms"]]
-    for what, values in figures.items():
-        log.print(f"{what}: " + " -> ".join(f"{value:.6g}" for value in values))
-    for note in record["notes"]:
-        log.print(f"note: {note}")
-    log.print(f"written: {arguments.out} (module.pt2, fp32.onnx, float.onnx, pruning.json)")
     return OK
 
 

@@ -1,49 +1,41 @@
-"""The main job: a checkpoint goes in, a verified bundle comes out, whole or not at all.
+"""The main job: a network goes in, a verified bundle comes out, whole or not at all.
 
-Each stage is asked for by one ``stages.run``, with everything that decides its result; see ``pipeline.stages``.  What
-a stage does is imported only when it is really done.  ``bundle.json`` is written last and says what everything else
-is; ``runtime.bundle`` reads the part that engines need.
+``bundle.json`` is written last and says what everything else is; ``runtime.bundle`` reads the part that engines need.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 
 from deblur_deploy.contract import OLDEST_ONNXRUNTIME
-from deblur_deploy.errors import InputError, OutputError, ProviderError
-from deblur_deploy.evaluation.latency import at_size
-from deblur_deploy.evaluation.machine import machine, package_versions
+from deblur_deploy.errors import DeblurError, InputError, OutputError, VerificationError
+from deblur_deploy.evaluation.machine import package_versions
 from deblur_deploy.evaluation.quality import Pair
-from deblur_deploy.files import existing, refuse_existing, sha256, writing_folder
-from deblur_deploy.media.images import Image
+from deblur_deploy.files import refuse_existing, writing_folder
 from deblur_deploy.pipeline import inputs, verify
-from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
+from deblur_deploy.pipeline.artifact import Artifact, Measured
+from deblur_deploy.pipeline.build import Build, this_machine
 from deblur_deploy.pipeline.cache import Cache
-from deblur_deploy.pipeline.inputs import DECODERS, Photos
+from deblur_deploy.pipeline.doors.source import Source, of_checkpoint, open_door
+from deblur_deploy.pipeline.inputs import Photos
 from deblur_deploy.pipeline.pruning.shrink import PRUNED, Shrinking
 from deblur_deploy.pipeline.recipe import Recipe, write_recipe
-from deblur_deploy.pipeline.stages import Done, Progress, Record, Stages, digest, from_record, to_record, versions
+from deblur_deploy.pipeline.stages import Progress, Record, Stages
 from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
-from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.providers import candidates, find
 from deblur_deploy.runtime.variants import suits
 
-_EXPORT, _VERIFY = "deblur_deploy.pipeline.export", "deblur_deploy.pipeline.verify"
-_PHOTOS, _REPORT = "deblur_deploy.pipeline.photos", "deblur_deploy.pipeline.report"
-_BUDGET = "deblur_deploy.pipeline.int8.budget"
-
 
 def build_bundle(
-    checkpoint: Path,
+    checkpoint: Path | None,
     recipe: Recipe,
     out: Path,
     *,
@@ -51,63 +43,48 @@ def build_bundle(
     cached: bool = True,
     on_progress: Progress = lambda _: None,
 ) -> list[Measured]:
-    """Export, quantize, verify and measure ``checkpoint``; write the bundle to ``out``.
+    """Export, quantize, verify and measure the network in ``checkpoint``; write the bundle to ``out``.
 
-    What an earlier run has done already is taken from the cache, unless ``cached`` is False.
+    ``checkpoint`` is one of ours, somebody's ``.onnx`` or weights; or None, or weights, if ``recipe.network`` names a
+    module.  What an earlier run has done already is taken from the cache, unless ``cached`` is False.
     Raises DeblurError leaves for a user's mistakes, and VerificationError if a variant does not hold what it must;
     ``out`` is then left as it was.
     """
     refuse_existing(out, force=force)
     providers = _wished(recipe)
-    parent = sha256(existing(checkpoint, kind="file"))
-    if recipe.checkpoint_sha256 not in (None, parent):
-        raise InputError(f"the recipe is for a checkpoint with sha256 {recipe.checkpoint_sha256}, not for {checkpoint}")
-    recipe = msgspec.structs.replace(recipe, name=recipe.name or checkpoint.stem, checkpoint_sha256=parent)
     with writing_folder(out, force=force) as folder, TemporaryDirectory(prefix=".work-", dir=folder) as work:
         stages = Stages(_cache(Path(work), cached, on_progress), Path(work), on_progress)
-        pairs, source, pruning = inputs.pairs(recipe.pairs), checkpoint, Record()
-        if recipe.prune:
-            shrinking = Shrinking(stages=stages, checkpoint=checkpoint, parent=parent, config=recipe.prune, pairs=pairs)
-            source, pruning = shrinking.run()
-        build = _Build(
+        pairs = inputs.pairs(recipe.pairs)
+        first = open_door(checkpoint, recipe.network, pairs, Path(work))
+        recipe = _completed(recipe, first)
+        smaller = _smaller(first, recipe, stages, pairs)
+        build = Build(
             stages=stages,
-            checkpoint=source,
-            parent=sha256(source),
+            source=smaller.source,
             recipe=recipe,
             pairs=pairs,
             calibration=inputs.calibration(recipe.calibration, recipe.int8.tiles),
         )
         exported = build.export()
+        for note in exported.record["notes"]:
+            on_progress(f"note: {note}")
         quantized = build.quantize(exported)
         artifacts = [*build.artifacts(exported), *build.artifacts(quantized)]
-        compared = build.compare(artifacts[0])
-        measuring = build.measuring(artifacts)
-        results = [measuring(artifact) for artifact in artifacts]
-        for provider in providers:
-            there = [result for result in results if suits(result.artifact.layout, provider)]
-            for result, run in zip(there, build.time(provider, [one.artifact for one in there]), strict=False):
-                result.runs.append(run)
-                verify.check_loss(result.artifact, run.drop_db, run.worst_drop_db, run.provider, recipe)
-        verify.mark_slower(results)
-        facts = {key: value for key, value in exported.record.items() if key != "artifacts"}
-        summary = {
-            "name": recipe.name,
-            "onnxruntime": f">={OLDEST_ONNXRUNTIME}",
-            "checkpoint": checkpoint.name,
-            "checkpoint_sha256": parent,
-            **facts,
-            **compared.record,
-            "int8": quantized.record["int8"],
-            "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
-            "machine": _machine(),
-            "versions": package_versions(),
-            **({"pruning": {**pruning, "checkpoint": PRUNED, "sha256": build.parent}} if pruning else {}),
-        }
-        pages = build.report(summary, results, shown=build.artifacts(quantized)[0])
-        for path in (*(artifact.path for artifact in artifacts), *(pages.folder / name for name in pages.outputs)):
+        compared = build.compare(artifacts[0], exported)
+        choosing = _Choosing(build=build, strict=exported.record["body"]["ours"], left_out={})
+        if why := quantized.record["int8"].get("left_out"):
+            choosing.leave_out("int8", why)
+        results = choosing.measured(artifacts, providers)
+        summary = _summary(build, first, [exported.record, compared.record], quantized.record, choosing.left_out)
+        if smaller.record:
+            summary["pruning"] = smaller.record
+        shown = next((one.artifact for one in results if one.artifact.precision == "int8"), results[0].artifact)
+        pages = build.report(summary, results, shown=shown)
+        kept = [result.artifact.path for result in results]
+        for path in (*kept, *(pages.folder / name for name in pages.outputs)):
             path.rename(folder / path.name)
-        if pruning:
-            shutil.copy(source, folder / PRUNED)
+        if smaller.file:
+            shutil.copy(smaller.file, folder / smaller.file.name)
         write_recipe(recipe, folder / "recipe.toml")
         manifest = {
             "schema": SCHEMA,
@@ -121,153 +98,140 @@ def build_bundle(
     return results
 
 
+def _summary(
+    build: Build, first: Source, facts: Sequence[Record], quantized: Record, left_out: dict[str, str]
+) -> Record:
+    """What there is to say of the whole bundle, for its manifest and its pages."""
+    recipe, int8 = build.recipe, dict(quantized["int8"])
+    if "int8" in left_out:
+        int8["left_out"] = left_out["int8"]
+    return {
+        "name": recipe.name,
+        "onnxruntime": f">={OLDEST_ONNXRUNTIME}",
+        "checkpoint": first.path.name if first.path else recipe.network.model,
+        "checkpoint_sha256": first.parent,
+        **{key: value for record in facts for key, value in record.items() if key != "artifacts"},
+        "int8": int8,
+        "left_out": left_out,
+        "timed_at": f"{recipe.verify.width_px}x{recipe.verify.height_px}",
+        "machine": this_machine(),
+        "versions": package_versions(),
+    }
+
+
+def _completed(recipe: Recipe, source: Source) -> Recipe:
+    """``recipe`` with the name and, where there is a file, its hash; raises InputError if it is for another one."""
+    parent = source.parent if source.path else None
+    if recipe.checkpoint_sha256 not in (None, parent):
+        raise InputError(
+            f"the recipe is for a checkpoint with sha256 {recipe.checkpoint_sha256}, "
+            f"not for {source.path or source.name}"
+        )
+    return msgspec.structs.replace(recipe, name=recipe.name or source.name, checkpoint_sha256=parent)
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Build:
-    """The stages, each with what decides its result."""
+class _Smaller:
+    """A network after pruning, or as it was."""
 
-    stages: Stages
-    checkpoint: Path
-    parent: str
-    """SHA-256 of the checkpoint."""
-    recipe: Recipe
-    pairs: Photos[Pair]
-    calibration: Photos[tuple[str, Image]]
+    source: Source
+    record: Record
+    """What there is to say about pruning."""
+    file: Path | None = None
+    """The pruned network, for the bundle."""
 
-    def artifacts(self, done: Done) -> list[Artifact]:
-        """The variants that a stage wrote."""
-        return [Artifact.of(about, done.folder, self.parent) for about in done.record["artifacts"]]
 
-    def export(self) -> Done:
-        def make(folder: Path) -> Record:
-            from deblur_deploy.pipeline.export import export_variants
-
-            return export_variants(self.checkpoint, self.parent, folder)
-
-        return self.stages.run(
-            "export",
-            make,
-            code=(_EXPORT,),
-            inputs={"checkpoint": self.parent},
-            environment=versions("torch", "onnx", "onnx-ir", "onnxscript", "numpy"),
+def _smaller(source: Source, recipe: Recipe, stages: Stages, pairs: Photos[Pair]) -> _Smaller:
+    """``source``, pruned if ``recipe`` asks for it."""
+    if not recipe.prune:
+        return _Smaller(source=source, record=Record())
+    if source.runner is None:
+        assert source.path is not None
+        shrinking = Shrinking(
+            stages=stages, checkpoint=source.path, parent=source.parent, config=recipe.prune, pairs=pairs
         )
+        path, record = shrinking.run()
+        pruned = of_checkpoint(path)
+        return _Smaller(source=pruned, record={**record, "checkpoint": PRUNED, "sha256": pruned.parent}, file=path)
+    if source.module is None:
+        raise InputError(f"{source.path} cannot be pruned: an ONNX file has no layers left to retrain; give its module")
+    from deblur_deploy.pipeline.pruning.stranger import prune_stranger
 
-    def quantize(self, exported: Done) -> Done:
-        def make(folder: Path) -> Record:
-            from deblur_deploy.pipeline.int8.budget import quantize_variants
+    found = prune_stranger(source, recipe.prune, recipe.network, pairs, stages.work, stages.on_progress)
+    return _Smaller(source=found.source, record=found.record, file=found.file)
 
-            fp32, photos = self.artifacts(exported)[0], dict(self.calibration.images)
-            wish, say = self.recipe.int8, self.stages.on_progress
-            return quantize_variants(self.checkpoint, fp32, folder, photos, self.pairs.images, wish, say)
 
-        return self.stages.run(
-            "quantize",
-            make,
-            code=(_BUDGET, _PHOTOS),
-            inputs={**exported.outputs, "calibration": self.calibration.digest, "pairs": self.pairs.digest},
-            config=self.recipe.int8,
-            environment={**_computing(), **versions("nncf")},
-        )
+@dataclass(frozen=True, kw_only=True)
+class _Choosing:
+    """Measures variants, and decides which of them the bundle has.
 
-    def compare(self, fp32: Artifact) -> Done:
-        def make(_: Path) -> Record:
-            from deblur_deploy.pipeline.verify import compare_with_torch
-            from deblur_deploy.training.checkpoint import load_checkpoint
+    A variant of one of our networks that does not hold what it must is a failure (``strict``).  Nobody promised that
+    of somebody else's network: there such a variant is left out, and ``left_out`` says why.
+    """
 
-            blurred = [pair.blurred for pair in self.pairs.images[:3]]
-            differing = compare_with_torch(fp32, load_checkpoint(self.checkpoint), blurred, self.recipe.verify)
-            return {"differing_from_torch": differing, "pairs": [pair.name for pair in self.pairs.images]}
+    build: Build
+    strict: bool
+    left_out: dict[str, str]
+    """Reasons, by variant or provider."""
 
-        return self.stages.run(
-            "fp32 against torch",
-            make,
-            code=(_VERIFY, _PHOTOS),
-            inputs={"checkpoint": self.parent, fp32.path.name: fp32.sha256, "pairs": self.pairs.digest},
-            config=_some(self.recipe.verify, "max_differing", "random_sizes"),
-            environment=_computing(),
-        )
+    def measured(self, artifacts: Sequence[Artifact], providers: Sequence[str]) -> list[Measured]:
+        """The variants that are kept, fp32 first, with their latency on every provider."""
+        measuring, results = self.build.measuring(artifacts), list[Measured]()
+        for artifact in artifacts:
+            try:
+                results.append(measuring(artifact))
+            except VerificationError as error:
+                self.leave_out(artifact.name, error, needed=artifact.precision == "fp32")
+        not_there = {provider: self._timed(results, provider) for provider in providers}
+        verify.mark_slower(results)
+        for provider, names in not_there.items():
+            for result in results:
+                if result.artifact.name in names:
+                    result.slower_than_fp32_on.append(provider)
+        return results if self.strict else self._worth_it(results)
 
-    def measuring(self, artifacts: Sequence[Artifact]) -> Callable[[Artifact], Measured]:
-        """Measures one of ``artifacts``: a stage for each, so that another int8 is no reason to measure fp32 again."""
-        fp32 = artifacts[0]
-        baseline = cache(lambda: verify.restore(fp32, self.pairs.images))
+    def leave_out(self, name: str, why: DeblurError | str, *, needed: bool = False) -> None:
+        """Note that the bundle goes without ``name``; raises ``why`` where that may not be."""
+        if isinstance(why, DeblurError) and (self.strict or needed):
+            raise why
+        self.left_out[name] = str(why)
+        self.build.stages.on_progress(f"{name} is left out: {why}")
 
-        def measured(artifact: Artifact) -> Measured:
-            done = self.stages.run(
-                f"quality of {artifact.name}",
-                lambda _: to_record(verify.measure(artifact, fp32, self.pairs.images, baseline())),
-                code=(_VERIFY, _PHOTOS),
-                inputs={fp32.path.name: fp32.sha256, artifact.path.name: artifact.sha256, "pairs": self.pairs.digest},
-                environment=_computing(),
-            )
-            result = replace(from_record(done.record, Measured), artifact=artifact)
-            # What is allowed decides nothing that is measured: to allow more is no reason to measure again.
-            verify.check_drop(result, self.recipe)
-            return result
-
-        return measured
-
-    def time(self, provider: str, artifacts: Sequence[Artifact]) -> list[Run]:
-        """Latency on one provider; nothing if it was not asked for by name and does not work here.
-
-        It belongs to this machine and to everything installed on it.
-        """
-        wish = self.recipe.verify
-
-        def make(_: Path) -> Record:
-            if not wish.providers:
-                DeblurEngine(artifacts[0].path, provider=provider).close()  # a GPU build without a GPU fails here
-            photo = at_size(self.pairs.images[0].blurred, wish.width_px, wish.height_px)
-            pairs, say = self.pairs.images, self.stages.on_progress
-            return {"runs": to_record(verify.time_on(provider, artifacts, photo, pairs, wish.rounds, say))}
-
+    def _timed(self, results: Sequence[Measured], provider: str) -> list[str]:
+        """Time ``results`` on ``provider``; names of those that it does not run as the CPU does."""
+        there = [result for result in results if suits(result.artifact.layout, provider)]
         try:
-            done = self.stages.run(
-                f"latency on {provider}",
-                make,
-                code=(_VERIFY, _PHOTOS),
-                inputs={artifact.path.name: artifact.sha256 for artifact in artifacts} | {"pairs": self.pairs.digest},
-                config=_some(wish, "width_px", "height_px", "rounds"),
-                environment={**package_versions(), **versions("openvino"), **_machine()},
-            )
-        except ProviderError as error:
-            self.stages.on_progress(f"{provider} is left out: {error}")
+            self._time(there, provider)
+        except VerificationError as error:
+            self.leave_out(f"all but fp32 on {provider}", error)
+        else:
             return []
-        runs = from_record(done.record["runs"], list[Run])
-        return [replace(run, measured=done.made, cached=done.cached) for run in runs]
+        for result in there:
+            result.runs[:] = [run for run in result.runs if run.provider != provider]
+        try:
+            self._time(there[:1], provider)
+        except VerificationError as error:
+            self.leave_out(provider, error)
+        return [result.artifact.name for result in there[1:]]
 
-    def report(self, summary: Record, results: Sequence[Measured], shown: Artifact) -> Done:
-        def make(folder: Path) -> Record:
-            from deblur_deploy.pipeline.report import write_card, write_report
+    def _time(self, results: Sequence[Measured], provider: str) -> None:
+        runs = self.build.time(provider, [one.artifact for one in results])
+        for result, run in zip(results, runs, strict=False):
+            result.runs.append(run)
+            verify.check_loss(result.artifact, run.drop_db, run.worst_drop_db, run.provider, self.build.recipe)
 
-            write_report(folder / "report.html", summary, results, self.pairs.images, shown=shown)
-            write_card(folder / "README.md", summary, results)
-            return {}
-
-        rows = [result.row() | {"runs": [], "timed": [run.measured for run in result.runs]} for result in results]
-        return self.stages.run(
-            "report",
-            make,
-            code=(_REPORT, _PHOTOS),
-            inputs={"summary": digest(summary), "results": digest(rows), "pairs": self.pairs.digest},
-            environment={**_computing(), **versions("jinja2", "matplotlib"), **_templates()},
-        )
-
-
-_machine = cache(machine)  # it asks other programs, and every stage asks it
-
-
-def _computing() -> Record:
-    """What decides the numbers that a model gives: libraries, and the processor's instructions."""
-    packages = versions("onnx", "onnxruntime", "onnxruntime-gpu", "torch")
-    return {**DECODERS, **packages, **{name: _machine()[name] for name in ("processor", "instructions")}}
-
-
-def _templates() -> Record:
-    return {path.name: sha256(path) for path in sorted(Path(__file__).parents[1].rglob("templates/*"))}
-
-
-def _some(config: msgspec.Struct, *names: str) -> Record:
-    return {name: getattr(config, name) for name in names}
+    def _worth_it(self, results: list[Measured]) -> list[Measured]:
+        """``results`` without an int8 that is nowhere faster than fp32."""
+        kept = []
+        for result in results:
+            slower = result.slower_than_fp32_on
+            if result.artifact.precision != "int8" or any(run.provider not in slower for run in result.runs):
+                kept.append(result)
+                continue
+            fp32 = {run.provider: run.median_ms for run in results[0].runs}
+            times = ", ".join(f"{r.median_ms:.1f} ms on {r.provider}, fp32 {fp32[r.provider]:.1f}" for r in result.runs)
+            self.leave_out(result.artifact.name, f"it is nowhere faster than fp32 here ({times or 'not timed'})")
+        return kept
 
 
 def _cache(work: Path, cached: bool, on_progress: Progress) -> Cache:

@@ -88,3 +88,33 @@ class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ):
             if not least <= getattr(self, name) <= last:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} to {last}")
+
+
+class InputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a network of somebody else's takes images; what is ``auto`` is found out, and told."""
+
+    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    """Order of the dimensions."""
+    range: Literal["auto", "1", "255", "-1"] = "auto"
+    """Pixels in [0, 1], in [0, 255] or in [-1, 1]."""
+    colour: Literal["auto", "rgb", "bgr"] = "auto"
+    """Order of the colours."""
+
+
+class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A network that is no checkpoint of ours."""
+
+    model: str = ""
+    """package.module:build, a function that returns the torch module; CHECKPOINT is then its state dict."""
+    arch: Literal["auto"] = "auto"
+    """Architecture of a file of weights that is none of ours: recognised by spandrel (extra networks)."""
+    divisor: int | None = None
+    """Heights and widths that it takes are multiples of this; without it, that is found out."""
+    output: str = ""
+    """Which of its outputs is the restored image; without it, the first of the image's size, or the best."""
+    input: InputConfig = InputConfig()
+    """How it takes images."""
+
+    def __post_init__(self) -> None:
+        if self.divisor is not None and not 1 <= self.divisor <= 512:
+            raise ValueError(f"divisor is {self.divisor}; allowed: 1 to 512")

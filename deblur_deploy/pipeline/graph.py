@@ -1,6 +1,6 @@
-"""The graph built for deployment: the network's body from torch, everything around it written here, in ONNX text.
+"""The graph built for deployment: the network's body, and everything around it written here, in ONNX text.
 
-The body is rewritten before export, exactly equal in function:
+A U-Net of ours is rewritten before export, exactly equal in function (``pipeline.rewrite`` does the like for others):
 
 * The pixel-unshuffle stem and its inverse leave the network and become one rearrangement of bytes at either end, done
   while the image is still uint8, which is a quarter of the memory traffic of floats.
@@ -17,19 +17,23 @@ ONNX Runtime's channels-last int8 convolutions meet without transposing anything
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import ModelProto, numpy_helper, parser
+from onnx import ModelProto, NodeProto, numpy_helper, parser
 from torch import Tensor, nn
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, Io
 from deblur_deploy.pipeline.config import Layout
-from deblur_deploy.training.unet import UNet, UNetConfig
+from deblur_deploy.pipeline.network import Network
+from deblur_deploy.training.unet import UNet
 
 OPSET, IR_VERSION = 18, 8
 """As old as the graph allows: contract.OLDEST_ONNXRUNTIME reads them, with the same result as the newest."""
@@ -44,36 +48,28 @@ BYTE_SCALE = 0.003921568859368563
 class Upsample(nn.Module):
     """A 2x2 transposed convolution of stride 2, as a 1x1 convolution and a rearrangement."""
 
-    def __init__(self, source: nn.Module, layout: Layout) -> None:
+    def __init__(self, source: nn.Module) -> None:
         super().__init__()
         assert isinstance(source, nn.ConvTranspose2d)
-        channels, self.width = source.weight.shape[:2]
-        self.layout = layout
-        self.conv = nn.Conv2d(channels, 4 * self.width, 1, dtype=source.weight.dtype)
+        channels, width = source.weight.shape[:2]
+        self.conv = nn.Conv2d(channels, 4 * width, 1, dtype=source.weight.dtype)
         assert source.bias is not None
         assert self.conv.bias is not None
-        # planes: output channels (channel, row, column), as pixel_shuffle wants them; rows: (row, column, channel).
-        order = (1, 2, 3, 0) if layout == "planes" else (2, 3, 1, 0)
-        bias = source.bias.repeat_interleave(4) if layout == "planes" else source.bias.repeat(4)
-        self.conv.weight.data = source.weight.detach().permute(order).reshape(4 * self.width, channels, 1, 1)
-        self.conv.bias.data = bias.detach()
+        # Output channels (channel, row, column), as pixel_shuffle wants them; rows.in_rows orders them anew.
+        self.conv.weight.data = source.weight.detach().permute(1, 2, 3, 0).reshape(4 * width, channels, 1, 1)
+        self.conv.bias.data = source.bias.detach().repeat_interleave(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        if self.layout == "planes":
-            return F.pixel_shuffle(x, 2)
-        batch, _, height, width = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2 * self.width).permute(0, 1, 3, 2, 4)
-        return rows.reshape(batch, 2 * height, 2 * width, self.width).permute(0, 3, 1, 2)
+        return F.pixel_shuffle(self.conv(x), 2)
 
 
 class Body(nn.Module):
-    """``UNet`` from blocks to correction, rewritten for one layout."""
+    """``UNet`` from blocks to correction."""
 
-    def __init__(self, unet: UNet, layout: Layout) -> None:
+    def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.encoder, self.decoder, self.head = unet.encoder, unet.decoder, unet.head
-        self.up = nn.ModuleList(Upsample(up, layout) for up in unet.up)
+        self.up = nn.ModuleList(Upsample(up) for up in unet.up)
         stem = unet.config.stem
         order = torch.arange(3 * stem**2).reshape(3, stem, stem).permute(1, 2, 0).flatten()
         unet.first.weight.data = unet.first.weight.data[:, order]
@@ -91,30 +87,39 @@ class Body(nn.Module):
         return self.head(x)
 
 
-def export_body(unet: UNet, layout: Layout) -> ModelProto:
+def export_body(unet: UNet) -> ModelProto:
     """The fp32 body of ``unet`` in ONNX, with free batch, height and width.  ``unet`` is not changed."""
-    copy = UNet(unet.config)
-    copy.load_state_dict(unet.state_dict())
-    body = Body(copy, layout).eval()
+    twin = UNet(unet.config)
+    twin.load_state_dict(unet.state_dict())
     side = 2 ** (len(unet.config.encoder) - 1)
     dim = torch.export.Dim
     example = torch.zeros(2, 3 * unet.config.stem**2, 4 * side, 6 * side)
+    sizes = {0: dim("batch"), 2: side * dim("h"), 3: side * dim("w")}
+    return to_onnx(Body(twin).eval(), example, sizes, BLOCKS, CORRECTION)
+
+
+def to_onnx(module: nn.Module, example: Tensor, sizes: dict[int, Any], source: str, target: str) -> ModelProto:
+    """``module`` in ONNX, its input called ``source`` and its output ``target``; ``sizes``: its free dimensions.
+
+    Raises what torch raises.
+    """
     # Torch's own deprecations, and its remark that torchvision is absent: nothing a caller could do anything about.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            body,
+            module,
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: dim("batch"), 2: side * dim("h"), 3: side * dim("w")},),
-            input_names=[BLOCKS],
-            output_names=[CORRECTION],
+            dynamic_shapes=(sizes,),
+            input_names=[source],
+            output_names=[target],
             opset_version=OPSET,
             verbose=False,
         )
     assert program is not None
     model: ModelProto = program.model_proto
+    del model.graph.value_info[:]
     for node in model.graph.node:
         # The exporter's notes name source files of the machine that exported.
         del node.metadata_props[:]
@@ -122,11 +127,22 @@ def export_body(unet: UNet, layout: Layout) -> ModelProto:
     return model
 
 
+_PLAIN_OPS = {"Conv", "Relu", "MaxPool", "Concat", "DepthToSpace"}
+"""Of our U-Nets: they have no operation that would have to stay fp32."""
+
+
 def in_half_precision(body: ModelProto) -> ModelProto:
-    """``body`` with fp16 weights and arithmetic: it has no operation that would have to stay fp32."""
+    """``body`` with fp16 weights and arithmetic, but for operations that ONNX has in fp32 only."""
+    if not {node.op_type for node in body.graph.node} <= _PLAIN_OPS:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            converted: ModelProto = convert_float_to_float16(copy.deepcopy(body), keep_io_types=False)
+        del converted.graph.value_info[:]
+        return converted
     half = ModelProto()
     half.CopyFrom(body)
-    del half.graph.value_info[:]
     for value in half.graph.initializer:
         if value.data_type == onnx.TensorProto.FLOAT:
             value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float16), value.name))
@@ -135,42 +151,56 @@ def in_half_precision(body: ModelProto) -> ModelProto:
     return half
 
 
-def assemble(body: ModelProto, config: UNetConfig, *, layout: Layout, io: Io) -> ModelProto:
+def assemble(body: ModelProto, network: Network, *, layout: Layout, io: Io) -> ModelProto:
     """The whole graph that the contract describes, around ``body`` (fp32, fp16 or quantized)."""
     if io == "float32" and layout == "rows":
         raise ValueError("float32 images are planar, so only the layout 'planes' serves them")
     half = body.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
-    before, after = _ENDS[io, layout if config.stem > 1 else "plain"]
+    before, after = _ENDS[io, layout if network.stem > 1 else "plain"]
     through = (
         "half = Cast<to = 10>(blocks) half_out = Body(half) correction = Cast<to = 1>(half_out)"
         if half
         else "correction = Body(blocks)"
     )
-    sum_ = "result = Add(blocks, correction)" if config.residual else "result = Identity(correction)"
-    whole = _parse("\n".join((before, through, sum_, after)), config, io)
+    sum_ = "result = Add(blocks, correction)" if network.residual else "result = Identity(correction)"
+    opset = next(entry.version for entry in body.opset_import if entry.domain in ("", "ai.onnx"))
+    whole = _parse("\n".join((before, through, sum_, after)), network, io, max(OPSET, opset))
+    whole.ir_version = max(IR_VERSION, body.ir_version if opset > OPSET else 0)
     nodes = list(whole.graph.node)
     place = next(i for i, node in enumerate(nodes) if node.op_type == "Body")
-    inside = _connected(body, nodes[place].input[0], nodes[place].output[0])
+    # Somebody else's graph may call its values as we do.
+    taken = {name for node in nodes for name in (*node.input, *node.output)}
+    taken |= {value.name for value in (*whole.graph.initializer, *whole.graph.input, *whole.graph.output)}
+    made = {name for node in body.graph.node for name in node.output if name}
+    made |= {value.name for value in body.graph.initializer}
+    names = {name: f"{name}_of_body" for name in made & taken}
+    names |= {BLOCKS: nodes[place].input[0], CORRECTION: nodes[place].output[0]}
+    inside = [renamed_node(node, names) for node in body.graph.node]
     if any("bytes" in node.output for node in nodes[:place]):
         inside = _fed_with_bytes(inside)
     del whole.graph.node[:]
     whole.graph.node.extend([*nodes[:place], *inside, *nodes[place + 1 :]])
     whole.graph.initializer.extend(body.graph.initializer)
+    for value in whole.graph.initializer[-len(body.graph.initializer) :] if body.graph.initializer else ():
+        value.name = names.get(value.name, value.name)
+    whole.opset_import.extend(entry for entry in body.opset_import if entry.domain not in ("", "ai.onnx"))
     _drop_unread(whole)
     return whole
 
 
-def _connected(body: ModelProto, source: str, target: str) -> list[onnx.NodeProto]:
-    """Copies of the body's nodes, its input and output renamed to ``source`` and ``target``."""
-    names = {BLOCKS: source, CORRECTION: target}
-    nodes = []
-    for node in body.graph.node:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        for values in (copy.input, copy.output):
-            values[:] = [names.get(value, value) for value in values]
-        nodes.append(copy)
-    return nodes
+def renamed_node(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
+    """A copy of ``node`` that calls its values by ``names``, where these have them."""
+    result = NodeProto()
+    result.CopyFrom(node)
+    for values in (result.input, result.output):
+        values[:] = [names.get(value, value) for value in values]
+    for attribute in result.attribute:
+        # Branches and loops read the names of the graph around them.
+        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            inner = [renamed_node(one, names) for one in graph.node]
+            del graph.node[:]
+            graph.node.extend(inner)
+    return result
 
 
 def _fed_with_bytes(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -189,33 +219,41 @@ def _drop_unread(model: ModelProto) -> None:
     model.graph.initializer.extend(kept)
 
 
-def _parse(nodes: str, config: UNetConfig, io: Io) -> ModelProto:
-    stem = config.stem
+def _parse(nodes: str, network: Network, io: Io, opset: int) -> ModelProto:
+    stem, batch = network.stem, BATCH_DIM if network.any_batch else 1
     tensor = "uint8[{b},{h},{w},3]" if io == "uint8" else "float[{b},3,{h},{w}]"
-    tensor = tensor.format(b=BATCH_DIM, h=HEIGHT_DIM, w=WIDTH_DIM)
+    tensor = tensor.format(b=batch, h=HEIGHT_DIM, w=WIDTH_DIM)
+    if network.least_px > network.size_divisor:
+        nodes = nodes.replace(_PAD, _PAD_TO_LEAST)
     return parser.parse_model(
-        f"""<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>
+        f"""<ir_version: {IR_VERSION}, opset_import: ["" : {opset}]>
         deblur ({tensor} {INPUT}) => ({tensor} {OUTPUT})
-        <int64[1] divisor = {{{config.size_divisor}}}, int64[1] none = {{0}}, int64[2] origin = {{0, 0}},
+        <int64[1] divisor = {{{network.size_divisor}}}, int64[1] none = {{0}}, int64[2] origin = {{0, 0}},
          int64[2] axes = {{{"1, 2" if io == "uint8" else "2, 3"}}}, int64[1] stem = {{{stem}}},
          int64[1] stem_row = {{{3 * stem}}}, int64[1] channels = {{{3 * stem**2}}},
+         int64[1] least = {{{network.least_px}}},
          float byte_scale = {{{BYTE_SCALE}}}, uint8 byte_zero = {{0}}, float low = {{0.0}}, float high = {{1.0}}>
         {{ {nodes.replace("STEM", str(stem))} }}"""
     )
 
 
-_PAD_BYTES = """
+_PAD = "pad = Mod(missing, divisor)"
+_PAD_TO_LEAST = """rest = Mod(missing, divisor)
+    short = Add(missing, least)
+    pad = Max(rest, short)"""
+
+_PAD_BYTES = f"""
     size = Shape<start = 1, end = 3>(image)
     missing = Neg(size)
-    pad = Mod(missing, divisor)
+    {_PAD}
     pads = Concat<axis = 0>(none, none, none, none, none, pad, none)
     padded = Pad<mode = "edge">(image, pads)
 """
 
-_PAD_FLOATS = """
+_PAD_FLOATS = f"""
     size = Shape<start = 2, end = 4>(image)
     missing = Neg(size)
-    pad = Mod(missing, divisor)
+    {_PAD}
     pads = Concat<axis = 0>(none, none, none, none, none, none, pad)
     padded = Pad<mode = "edge">(image, pads)
 """

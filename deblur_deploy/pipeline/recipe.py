@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
+import tyro
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.files import existing
-from deblur_deploy.pipeline.config import Int8Config, VerifyConfig
+from deblur_deploy.pipeline.config import Int8Config, NetworkConfig, VerifyConfig
 from deblur_deploy.pipeline.pruning.config import PruneConfig
 
 
@@ -26,6 +27,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder with blur/NAME and sharp/NAME to verify on; without it, photographs that scikit-image carries."""
     calibration: Path | None = None
     """Folder of photographs as they will be in use, to calibrate int8 on; without it, scikit-image's."""
+    network: Annotated[NetworkConfig, tyro.conf.arg(name="")] = NetworkConfig()
+    """A network that is no checkpoint of ours."""
     prune: PruneConfig = PruneConfig()
     """Making the network smaller, before anything else."""
     int8: Int8Config = Int8Config()

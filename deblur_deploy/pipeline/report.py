@@ -42,9 +42,10 @@ def write_report(
     ]
     psnr_blurred = results[0].quality.psnr_blurred
     pareto = [Figure(heading="Quality against latency", svg=plots.pareto(points, psnr_blurred, summary["timed_at"]))]
-    figures, tables = pareto if points else [], [_table(summary, results), *_int8_tables(summary["int8"])]
+    figures, tables = pareto if points else [], [_table(summary, results), *_int8_tables(summary)]
     if pruning := summary.get("pruning"):
-        figures += [Figure(heading="Sensitivity of each layer", svg=prune_report.sensitivity_figure(pruning))]
+        if pruning.get("sensitivity"):
+            figures += [Figure(heading="Sensitivity of each layer", svg=prune_report.sensitivity_figure(pruning))]
         tables += [prune_report.outcome(pruning), prune_report.widths(pruning)]
     about = summary["machine"]
     with DeblurEngine(shown.path, provider="cpu") as engine:
@@ -58,6 +59,7 @@ def write_report(
         figures=figures,
         tables=tables,
         notes=[
+            *(f"{note[0].upper()}{note[1:]}." for note in summary["notes"]),
             f"{about['processor']}, {about['cores']} cores ({', '.join(about['instructions'])}). "
             + ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
         ],
@@ -96,11 +98,17 @@ def _run(result: Measured, provider: str) -> tuple[str, str]:
     return f"{run.median_ms:.1f} ({run.arithmetic}){slower}", share
 
 
-def _int8_tables(int8: dict[str, Any]) -> list[Table]:
-    """What was tried for int8, what each layer loses, and what it was calibrated on."""
+def _int8_tables(summary: dict[str, Any]) -> list[Table]:
+    """What was left out and why; what was tried for int8, what each layer loses, and what it was calibrated on."""
+    int8, left = summary["int8"], [[name, why] for name, why in summary["left_out"].items()]
+    before = [Table(heading="Left out", columns=["", "why"], rows=left)] if left else []
+    return before + (_tried(int8) if "trials" in int8 else [])
+
+
+def _tried(int8: dict[str, Any]) -> list[Table]:
     trials = [
         [
-            trial["method"],
+            trial["method"] + (", layers only" if trial["breadth"] == "layers" else ""),
             str(len(trial["in_float"])),
             f"{trial['macs']:.1%}",
             f"{trial['drop_db']:.4f}",

@@ -1,13 +1,13 @@
 """The stage that can fail the run: every variant is loaded, run and compared before anyone gets it.
 
-fp32 is compared with torch, value by value; every other variant with fp32 and with the ground truth.
+fp32 is compared with the network as it came, value by value; every other variant with fp32 and with the ground truth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deblur_deploy.contract import INPUT
 from deblur_deploy.errors import ProviderError, VerificationError
 from deblur_deploy.evaluation.latency import take_turns
-from deblur_deploy.evaluation.quality import Pair, compare, mean_quality, psnr
+from deblur_deploy.evaluation.quality import Pair, Restorer, compare, mean_quality, psnr
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
 from deblur_deploy.pipeline.config import VerifyConfig
@@ -24,21 +24,20 @@ from deblur_deploy.pipeline.stages import Progress
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.providers import find
 
-if TYPE_CHECKING:
-    from deblur_deploy.training.unet import UNet
-
 _SAME_RESULT_DB = 45
 """Providers round differently, and some compute in bf16; a wrong result is far below this."""
 
 
-def compare_with_torch(artifact: Artifact, unet: UNet, images: Sequence[Image], config: VerifyConfig) -> float:
-    """Share of values in which ``artifact`` (fp32, uint8 images) differs from ``unet``, by one level at most.
+def compare_with_source(
+    artifact: Artifact, reference: Restorer, images: Sequence[Image], config: VerifyConfig
+) -> float:
+    """Share of values in which ``artifact`` (fp32, uint8 images) differs from ``reference``, by one level at most.
+
+    ``reference`` is the network as it came: torch, or somebody's ONNX file.
 
     Compares on ``images`` and on random ones of random sizes.  Raises VerificationError beyond the limit.
     """
-    from deblur_deploy.training.validation import TorchRestorer  # the only need for torch here
-
-    engine, reference = DeblurEngine(artifact.path, provider="cpu"), TorchRestorer(unet)
+    engine = DeblurEngine(artifact.path, provider="cpu")
     rng = np.random.default_rng(0)
     sizes = np.concatenate([[[1, 1]], rng.integers(1, 300, (config.random_sizes, 2))])
     random = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
@@ -47,14 +46,14 @@ def compare_with_torch(artifact: Artifact, unet: UNet, images: Sequence[Image], 
         difference = np.abs(engine(image).astype(np.int16) - reference(image))
         if difference.max() > 1:
             raise VerificationError(
-                f"{artifact.name} differs from torch by {difference.max()} levels on an image of "
+                f"{artifact.name} differs from its source by {difference.max()} levels on an image of "
                 f"{image.shape[1]}x{image.shape[0]}; 1 is allowed"
             )
         differing += int(np.count_nonzero(difference))
         total += difference.size
     if differing > config.max_differing * total:
         raise VerificationError(
-            f"{artifact.name} differs from torch in {differing / total:.3%} of values; "
+            f"{artifact.name} differs from its source in {differing / total:.3%} of values; "
             f"{config.max_differing:.3%} is allowed"
         )
     return differing / total
@@ -105,14 +104,14 @@ def peak_activation(fp32: Artifact, images: Sequence[Image]) -> float:
     import onnxruntime as ort
 
     whole = onnx.load(fp32.path)
-    names = [name for node in whole.graph.node for name in node.output]
+    names = [name for node in whole.graph.node for name in node.output if name]
     del whole.graph.output[:]
     whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
     values = [value for image in images for value in session.run(names, {INPUT: image[None]})]
-    peak = max(float(np.abs(value).max()) for value in values if value.dtype == np.float32)
+    peak = max(float(np.abs(value).max()) for value in values if value.dtype == np.float32 and value.size)
     return peak if np.isfinite(peak) else float("inf")
 
 

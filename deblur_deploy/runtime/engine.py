@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from numpy.typing import NDArray
 
@@ -36,6 +36,7 @@ from deblur_deploy.runtime.streams import overlapped
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tuned import Tuned, load
 from deblur_deploy.runtime.variants import choose_variant, float_variant, within_budget
+from deblur_deploy.runtime.whole import Tiles, restore_whole
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 Array = NDArray[Any]
@@ -56,6 +57,8 @@ class DeblurEngine:
         threads: cores to use on the CPU, up to 1024; None is all that the process may use, and then engines take turns.
         max_memory_mb: larger images are cut into tiles; None decides by the free memory.
         options: options of the provider by ONNX Runtime's names; needs a named provider.
+        tiles: a network that sees the whole image is not cut, since that changes its result, and an image that is too
+            large for memory is refused; ``approximate`` cuts it all the same, into tiles that are blended.
 
     Raises MissingFileError, ModelError, ProviderError, InputError, or MissingExtraError if onnxruntime is too old.
     """
@@ -69,9 +72,12 @@ class DeblurEngine:
         threads: int | None = None,
         max_memory_mb: float | None = None,
         options: Mapping[str, str] | None = None,
+        tiles: Tiles = "exact",
     ) -> None:
         check_onnxruntime()
-        self._arguments = checked(model, provider, precision, threads, max_memory_mb, options)
+        if tiles not in get_args(Tiles):
+            raise InputError(f"tiles is {tiles!r}; allowed: {', '.join(get_args(Tiles))}")
+        self._arguments = {**checked(model, provider, precision, threads, max_memory_mb, options), "tiles": tiles}
         self._precision, self._threads, self._options = precision, threads, options
         self._budget = budget_bytes(max_memory_mb)
         self._source: Bundle | Path = _source(model)
@@ -264,9 +270,18 @@ class DeblurEngine:
             versions=versions(sessions.provider),
             skipped=dict(self._skipped),
             tuned=self._tuned.date if self._tuned else None,
+            tiles=self._tiles_of(sessions.contract),
         )
 
+    def _tiles_of(self, contract: ModelContract) -> str:
+        if not contract.sees_everything:
+            return "exact"
+        return "approximate" if self._arguments["tiles"] == "approximate" else "never"
+
     def _restore(self, sessions: Sessions, layout: Layout, rgb: Array) -> Array:
+        if sessions.contract.sees_everything:
+            asked, approximate = self._arguments["max_memory_mb"] is not None, self._arguments["tiles"] == "approximate"
+            return restore_whole(sessions, rgb, layout.dtype, budget=self._budget, asked=asked, approximate=approximate)
         tile = self._tuned.tile_pixels if self._tuned and self._arguments["max_memory_mb"] is None else None
         return restore(sessions, rgb, layout.dtype, budget=self._budget, tile_pixels=tile)
 

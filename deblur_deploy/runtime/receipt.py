@@ -34,13 +34,17 @@ class Receipt:
     """Providers that ``auto`` would have preferred, and why they were not used."""
     tuned: str | None = None
     """When ``deblur-bench --tune`` measured this choice here, by ISO 8601; None if the engine's own rules made it."""
+    tiles: str = "exact"
+    """How an image that is too large for memory is cut: ``exact``, with the whole image's result; ``never``, since the
+    network sees all of it, and it is refused; or ``approximate``, by wish."""
 
     def __str__(self) -> str:
         precision = self.effective_precision
         if precision != self.precision:
             precision += f" (file: {self.precision})"
         tuned = f", tuned {self.tuned[:10]}" if self.tuned else ""
+        cut = "" if self.tiles == "exact" else f", tiles: {self.tiles}"
         return (
             f"{self.model}/{self.variant} on {self.provider} ({self.device}), {precision}, {self.threads} threads, "
-            f"{self.macs.get(self.provider, 0.0):.0%} of MACs there, loaded in {self.load_ms:.0f} ms{tuned}"
+            f"{self.macs.get(self.provider, 0.0):.0%} of MACs there, loaded in {self.load_ms:.0f} ms{tuned}{cut}"
         )

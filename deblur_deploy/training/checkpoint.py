@@ -12,11 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from deblur_deploy.contract import CHECKPOINT_KEY
 from deblur_deploy.errors import ModelError, one_line
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.training.unet import UNet, UNetConfig
 
-CONFIG_KEY = "deblur_deploy.unet"
+CONFIG_KEY = CHECKPOINT_KEY
 
 
 def save_checkpoint(model: UNet, path: Path, notes: dict[str, str] | None = None) -> None:

@@ -19,19 +19,22 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import NodeProto
+from onnx import ModelProto, NodeProto
 
-from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM
+from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.pipeline.int8.quantize import layer_name
 from deblur_deploy.runtime.providers import Provider
 
 _SIDE = 96
-"""Of the image that files are run on: without padding for most networks."""
+"""Of the image that files are run on, or the next multiple that the network works on."""
+
+_MULTIPLIES = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+"""Operations that multiply and accumulate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """What ONNX Runtime's CPU provider ran for one convolution."""
+    """What ONNX Runtime's CPU provider ran for one layer."""
 
     op: str
     """Type of the operation in the optimized graph."""
@@ -41,30 +44,54 @@ class Kernel:
     @property
     def int8(self) -> bool:
         """Whether it multiplied int8 values."""
-        return self.op.startswith("QLinear") or self.op.endswith("Integer")
+        return self.op.startswith(("QLinear", "QGemm")) or "Integer" in self.op
 
 
 def macs_of(path: Path) -> dict[str, float]:
-    """Multiply-accumulate operations per pixel of every convolution of a file (fp32, fp16 or QDQ), by layer.
+    """Multiply-accumulate operations per pixel of every layer of a file (fp32, fp16 or QDQ), by layer.
 
-    A layer is called as its weights, in every file made of one network.  The file is run once as it was written: only
-    that gives the sizes that it computes by itself.
+    A layer is called as its weights, in every file made of one network; a product of two activations as its node.  The
+    file is run once as it was written: only that gives the sizes that it computes by itself.
     """
     with tempfile.TemporaryDirectory(prefix="deblur-macs-") as folder:
-        events = _profile(path, Path(folder), optimized=None, side_px=_SIDE, runs=1)
+        side = _side(path)
+        events = _profile(path, Path(folder), optimized=None, side_px=side, runs=1)
     nodes, found = _nodes(path), {}
     for name, args in events:
-        if args["op_name"] in ("Conv", "ConvTranspose"):
-            (values,), weight = args["input_type_shape"][0].values(), _shape(args["input_type_shape"][1])
-            if args["op_name"] == "Conv":
-                values = _shape(args["output_type_shape"][0])
-            # Each output value takes one multiplication a weight of its channel; each input value, if transposed.
-            found[nodes[name]] = prod(values) * prod(weight[1:]) / _SIDE**2
+        if args["op_name"] in _MULTIPLIES and name in nodes:
+            found[nodes[name]] = _products(args) / side**2
     return found
 
 
+def macs_of_body(body: ModelProto, divisor: int) -> float:
+    """Multiply-accumulate operations per pixel of a float body without a stem, which takes multiples of ``divisor``."""
+    side = -(-_SIDE // divisor) * divisor
+    with tempfile.TemporaryDirectory(prefix="deblur-macs-") as folder:
+        path = Path(folder, "body.onnx")
+        onnx.save(body, path)
+        events = _profile(path, Path(folder), optimized=None, side_px=side, runs=1)
+    return sum(_products(args) for _, args in events if args["op_name"] in _MULTIPLIES) / side**2
+
+
+def _products(args: Mapping[str, Any]) -> float:
+    """Multiplications of one run of a node, by its profile."""
+    first, given = (_shape(args[key][0]) for key in ("input_type_shape", "output_type_shape"))
+    if args["op_name"] in ("MatMul", "Gemm"):  # whose packed weights a profile does not have
+        return float(prod(given) * first[-1])
+    weight = _shape(args["input_type_shape"][1])
+    # Each output value takes one multiplication a weight of its channel; each input value, if transposed.
+    return float(prod(first if args["op_name"] == "ConvTranspose" else given) * prod(weight[1:]))
+
+
+def _side(path: Path) -> int:
+    """Height and width of an image that the network of a file of ours takes without padding."""
+    model = onnx.load(path, load_external_data=False)
+    contract = ModelContract.from_metadata({entry.key: entry.value for entry in model.metadata_props}, path)
+    return -(-_SIDE // contract.size_divisor) * contract.size_divisor
+
+
 def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kernel]:
-    """What ONNX Runtime's CPU provider runs for every convolution of a file, by layer."""
+    """What ONNX Runtime's CPU provider runs for every layer of a file, by layer."""
     layers = _marks(path)
     with tempfile.TemporaryDirectory(prefix="deblur-kernels-") as folder:
         optimized = Path(folder, "optimized.onnx")
@@ -77,9 +104,10 @@ def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kerne
     for node in graph.node:
         # A float kernel that blocks channels has other constants, and is called after what it gives, or gave before
         # the quantization behind it was moved.
-        marks = (*node.input[1:], node.name.removesuffix("_nchwc").removesuffix("_pre_q"))
+        marks = (*node.input[1:], *node.output, node.name.removesuffix("_nchwc").removesuffix("_pre_q"))
         layer = next((layers[mark] for mark in marks if mark in layers), None)
-        if "Conv" in node.op_type and layer is not None:
+        multiplies = any(kind in node.op_type for kind in ("Conv", "MatMul", "Gemm"))
+        if multiplies and layer is not None and node.name in times:
             found[layer] = Kernel(op=node.op_type, ms=median(times[node.name][len(times[node.name]) > 1 :]))
     return found
 
@@ -88,7 +116,7 @@ def int8_share(path: Path, provider: Provider, macs: Mapping[str, float] | None 
     """Share of the multiplications of a file that ``provider`` runs in int8; None where that cannot be found out."""
     macs = macs or macs_of(path)
     if provider.name == "cpu":
-        run = {name for name, kernel in kernels_of(path, _SIDE, 1).items() if kernel.int8}
+        run = {name for name, kernel in kernels_of(path, _side(path), 1).items() if kernel.int8}
     elif provider.name == "openvino" and provider.kind == "CPU":
         nodes = _openvino(path)
         if nodes is None:
@@ -108,7 +136,8 @@ def _openvino(path: Path) -> set[str] | None:
     except ImportError:
         return None
     model = openvino.Core().read_model(path)
-    model.reshape({INPUT: [1, _SIDE, _SIDE, 3] if _is_bytes(path) else [1, 3, _SIDE, _SIDE]})
+    side = _side(path)
+    model.reshape({INPUT: [1, side, side, 3] if _is_bytes(path) else [1, 3, side, side]})
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = set()
     for op in compiled.get_runtime_model().get_ordered_ops():
@@ -124,31 +153,39 @@ def _is_bytes(path: Path) -> bool:
     return bool(model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
 
 
-def _convolutions(path: Path) -> Iterator[tuple[NodeProto, list[str]]]:
-    """The convolutions of a file, each with the names of its constants (weights first), through what dequantizes."""
+def _multiplying(path: Path) -> Iterator[tuple[NodeProto, list[str]]]:
+    """The nodes of a file that multiply, each with the names of its constants (weights first), through what
+    dequantizes."""
     graph = onnx.load(path).graph
-    makers = {node.output[0]: node for node in graph.node}
+    makers = {name: node for node in graph.node for name in node.output}
     constants = {value.name for value in graph.initializer}
     for node in graph.node:
-        if node.op_type in ("Conv", "ConvTranspose"):
-            names = list(node.input[1:])
-            while waiting := [name for name in names if name not in constants]:
-                names = [makers[name].input[0] if name in waiting else name for name in names]
+        if node.op_type in _MULTIPLIES:
+            names = []
+            for name in node.input[1:]:
+                while name not in constants and name in makers and makers[name].op_type == "DequantizeLinear":
+                    name = makers[name].input[0]
+                if name in constants:
+                    names.append(name)
             yield node, names
+
+
+def _called(node: NodeProto, names: list[str]) -> str:
+    return layer_name(names[0]) if names else node.name
 
 
 def _nodes(path: Path) -> dict[str, str]:
     """Layers by the name of their node."""
-    return {node.name: layer_name(names[0]) for node, names in _convolutions(path)}
+    return {node.name: _called(node, names) for node, names in _multiplying(path)}
 
 
 def _marks(path: Path) -> dict[str, str]:
     """Layers by what survives of them in an optimized graph: their constants, or the name of what they give."""
     found, activations = {}, {node.input[0]: node for node in onnx.load(path).graph.node if node.op_type == "Relu"}
-    for node, names in _convolutions(path):
+    for node, names in _multiplying(path):
         given = node.output[0]
         for mark in (*names, given, *(activations[given].output if given in activations else ())):
-            found[mark] = layer_name(names[0])
+            found[mark] = _called(node, names)
     return found
 
 
@@ -168,10 +205,11 @@ def _profile(
         options.optimized_model_filepath = str(optimized)
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     image = np.random.default_rng(0).integers(0, 256, (1, side_px, side_px, 3), np.uint8)
-    if session.get_inputs()[0].type == "tensor(float)":
+    (given,) = session.get_inputs()
+    if given.type == "tensor(float)":
         image = image.transpose(0, 3, 1, 2).astype(np.float32) / 255
     for _ in range(runs):
-        session.run(None, {INPUT: image})
+        session.run(None, {given.name: image})
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return [
         (event["name"].removesuffix("_kernel_time"), {**event["args"], "ms": event["dur"] / 1e3})

@@ -1,9 +1,10 @@
 """The channels of an activation are given like ranges before it is quantized, which changes nothing but rounding.
 
 An activation has one scale for all of its channels, so a channel that is a hundred times smaller than another is left
-with two or three of the 256 levels.  Behind a ReLU, and behind the linear upsampling, a channel may be divided by any
-positive number if what reads it multiplies by it: max-pooling, concatenation and rearrangement pass that on.  Weights
-have a scale for each output channel, and what a channel contributes is what their rounding should be measured by.
+with two or three of the 256 levels.  Behind a ReLU, and behind a linear upsampling, a channel may be divided by any
+positive number if all that reads it multiplies by it: max-pooling, concatenation and rearrangement pass that on, and a
+sum or a gate does not.  Weights have a scale for each output channel, and what a channel contributes is what their
+rounding should be measured by.
 
 Source: Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction (2019); here the ranges are
 those of activations on photographs, as in Xiao et al., SmoothQuant (2023), with all of the migration that ``_FLOOR``
@@ -12,106 +13,171 @@ allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
+import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
-from torch import Tensor, nn
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from deblur_deploy.media.images import Image
-from deblur_deploy.pipeline.config import Layout
+from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.quantize import layer_name
-from deblur_deploy.training.unet import UNet, UNetConfig
 
 Scales = dict[str, NDArray[np.float32]]
+"""Range of each channel, by layer."""
 
 _SHARE = 0.8
 """Share of the tiles whose values a channel's range holds."""
 _FLOOR = 0.2
 """Smallest range, as a share of the largest channel's: what hardly fires here may fire elsewhere."""
 
+_PASSES = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool")
+"""What keeps channels apart, and gives half of half."""
 
-@torch.no_grad()
-def channel_ranges(unet: UNet, tiles: Sequence[Image]) -> Scales:
-    """The range of each channel behind every 3x3 and every transposed convolution, by its name, on ``tiles``."""
-    seen: dict[str, list[Tensor]] = {}
-    hooks = []
-    for name, module in unet.named_modules():
-        if name == "head" or not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            continue
 
-        def look(
-            _module: nn.Module, _inputs: object, output: Tensor, name: str = name, relu: bool = name[:2] != "up"
-        ) -> None:
-            seen.setdefault(name, []).append((output.relu() if relu else output.abs()).amax((0, 2, 3)))
+@dataclass(frozen=True, kw_only=True)
+class Scalable:
+    """A layer whose channels may be scaled."""
 
-        hooks.append(module.register_forward_hook(look))
-    try:
-        for tile in tiles:
-            unet(torch.from_numpy(tile).permute(2, 0, 1)[None].float() / 255)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    ranges = {name: torch.stack(values).quantile(_SHARE, dim=0) for name, values in seen.items()}
+    layer: str
+    activation: str
+    """Whose range counts: behind the ReLU, or the rearrangement."""
+    copies: NDArray[np.intp]
+    """The channel of the activation that each output of the layer goes to."""
+    readers: tuple[tuple[str, int], ...]
+    """Layers that read it, and the first of their input channels."""
+
+
+class _Graph:
+    """A body's nodes by what they make and read."""
+
+    def __init__(self, body: ModelProto) -> None:
+        self.constants = {value.name: value for value in body.graph.initializer}
+        self.readers: dict[str, list[NodeProto]] = {}
+        for node in body.graph.node:
+            for name in dict.fromkeys(node.input):
+                self.readers.setdefault(name, []).append(node)
+        self.ends = {value.name for value in body.graph.output}
+        self.channels = _channels(body)
+        self.layers = [node for node in body.graph.node if self.is_layer(node)]
+
+    def is_layer(self, node: NodeProto) -> bool:
+        return node.op_type == "Conv" and all(name in self.constants for name in node.input[1:])
+
+    def depthwise(self, node: NodeProto) -> bool:
+        shape = self.constants[node.input[1]].dims
+        return bool(shape[1] == 1 and shape[0] == _attribute(node, "group", 1))
+
+    def reached(self, name: str, first: int) -> list[tuple[str, int]] | None:
+        """The layers that read ``name``, whose channels begin at ``first``; None if anything else does."""
+        if name in self.ends or name not in self.readers:
+            return None
+        found = []
+        for node in self.readers[name]:
+            more: list[tuple[str, int]] | None = None
+            if self.is_layer(node) and node.input[0] == name and name not in node.input[1:]:
+                if _attribute(node, "group", 1) == 1 or self.depthwise(node):
+                    more = [(layer_name(node.input[1]), first)]
+            elif node.op_type in _PASSES:
+                more = self.reached(node.output[0], first)
+            elif node.op_type == "Concat" and _attribute(node, "axis", 0) == 1 and list(node.input).count(name) == 1:
+                before = [self.channels.get(other) for other in node.input[: list(node.input).index(name)]]
+                if None not in before:
+                    more = self.reached(node.output[0], first + sum(count or 0 for count in before))
+            if more is None:
+                return None
+            found += more
+        return found
+
+
+def scalable(body: ModelProto) -> list[Scalable]:
+    """The layers of ``body`` whose channels may be scaled without changing what it computes."""
+    graph, found = _Graph(body), []
+    for node in graph.layers:
+        name = node.output[0]
+        copies = np.arange(graph.constants[node.input[1]].dims[0])
+        while len(graph.readers.get(name, ())) == 1:
+            (reader,) = graph.readers[name]
+            if reader.op_type == "DepthToSpace":
+                size = _attribute(reader, "blocksize", 1) ** 2
+                width = len(copies) // size
+                together = _attribute(reader, "mode", b"DCR") == b"CRD"
+                copies = np.repeat(np.arange(width), size) if together else np.tile(np.arange(width), size)
+            elif reader.op_type not in ("Relu", "LeakyRelu"):
+                break
+            name = reader.output[0]
+        readers = graph.reached(name, 0)
+        if readers:
+            found.append(
+                Scalable(layer=layer_name(node.input[1]), activation=name, copies=copies, readers=tuple(readers))
+            )
+    return found
+
+
+def _attribute(node: NodeProto, name: str, default: Any) -> Any:
+    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
+
+
+def _channels(body: ModelProto) -> dict[str, int]:
+    """Number of channels of every activation of four dimensions, where it is known."""
+    found = {}
+    for value in onnx.shape_inference.infer_shapes(body).graph.value_info:
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) == 4 and dims[1].dim_value:
+            found[value.name] = int(dims[1].dim_value)
+    return found
+
+
+def channel_ranges(body: ModelProto, tiles: Sequence[Image], stem: int) -> Scales:
+    """The range of each channel behind every layer of ``body`` that is :func:`scalable`, on ``tiles``."""
+    chosen = scalable(body)
+    seen: dict[str, list[NDArray[np.float32]]] = {one.activation: [] for one in chosen}
+    for values in run_body(body, tiles, stem, seen):
+        for name, each in seen.items():
+            each.append(np.abs(values[name]).max((0, 2, 3)))
+    ranges = {one.layer: np.quantile(seen[one.activation], _SHARE, axis=0).astype(np.float32) for one in chosen}
     return {
         # A layer that never fires has nothing to equalize.
-        name: (values.clamp_min(_FLOOR * values.max()) if values.max() > 0 else torch.ones_like(values)).numpy()
+        name: np.maximum(values, _FLOOR * values.max()) if values.max() > 0 else np.ones_like(values)
         for name, values in ranges.items()
     }
 
 
-def equalized(body: ModelProto, config: UNetConfig, ranges: Scales, layout: Layout) -> ModelProto:
+def equalized(body: ModelProto, ranges: Mapping[str, NDArray[np.float32]]) -> ModelProto:
     """``body`` (fp32) with every channel divided by its range, and multiplied by it where it is read."""
     result = ModelProto()
     result.CopyFrom(body)
-    constants = {value.name: value for value in result.graph.initializer}
-    convolutions = {layer_name(node.input[1]): node for node in result.graph.node if node.op_type == "Conv"}
+    graph = _Graph(result)
+    layers = {layer_name(node.input[1]): node for node in graph.layers}
     # The exporter leaves out a bias of zeros.
     weights, biases = (
         {
-            layer: numpy_helper.to_array(constants[node.input[place]]).copy()
-            for layer, node in convolutions.items()
+            layer: numpy_helper.to_array(graph.constants[node.input[place]]).copy()
+            for layer, node in layers.items()
             if place < len(node.input)
         }
         for place in (1, 2)
     )
-    for name, scale in ranges.items():
-        made, layer = scale, name
-        if name.startswith("up."):
-            # As graph.Upsample orders what a transposed convolution gives.
-            made, layer = (np.repeat(scale, 4) if layout == "planes" else np.tile(scale, 4)), f"{name}.conv"
-        weights[layer] /= made[:, None, None, None]
-        if layer in biases:
-            biases[layer] /= made
-        for reader, first in _readers(config, name):
-            weights[reader][:, first : first + len(scale)] *= scale[:, None, None]
+    for one in scalable(body):
+        scale = ranges[one.layer]
+        weights[one.layer] /= scale[one.copies][:, None, None, None]
+        if one.layer in biases:
+            biases[one.layer] /= scale[one.copies]
+        for reader, first in one.readers:
+            if graph.depthwise(layers[reader]):
+                weights[reader][first : first + len(scale)] *= scale[:, None, None, None]
+            else:
+                weights[reader][:, first : first + len(scale)] *= scale[:, None, None]
     # Each has constants of its own, since the exporter shares those that are equal.
-    old = {name for node in convolutions.values() for name in node.input[1:3]}
+    old = {name for node in layers.values() for name in node.input[1:3]}
     kept = [value for value in result.graph.initializer if value.name not in old]
     del result.graph.initializer[:]
     result.graph.initializer.extend(kept)
-    for layer, node in convolutions.items():
+    for layer, node in layers.items():
         constant = {f"{layer}.{kind}": of[layer] for kind, of in (("weight", weights), ("bias", biases)) if layer in of}
         node.input[1:] = list(constant)
         result.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constant.items())
     return result
-
-
-def _readers(config: UNetConfig, name: str) -> Iterator[tuple[str, int]]:
-    """The convolutions that read what the one called ``name`` gives: (name, first of their input channels)."""
-    part, level, index = name.split(".")[0], *map(int, (name + ".0").split(".")[1:3])
-    blocks = config.encoder if part == "encoder" else config.decoder
-    if part == "up":
-        yield f"decoder.{level}.0", 0
-    elif index + 2 < 2 * len(blocks[level]):
-        yield f"{part}.{level}.{index + 2}", 0
-    elif level + 1 < len(blocks):
-        yield (f"encoder.{level + 1}.0" if part == "encoder" else f"up.{level + 1}.conv"), 0
-    else:
-        yield ("up.0.conv" if part == "encoder" and config.up else "head"), 0
-    if part == "encoder" and index + 2 == 2 * len(blocks[level]) and level + 1 < len(blocks):
-        # The skip connection is concatenated behind what comes up.
-        below = len(blocks) - 2 - level
-        yield f"decoder.{below}.0", config.up[below]

@@ -23,6 +23,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE, CORRECTION
 from deblur_deploy.pipeline.int8.calibrate import redirected, to_blocks
+from deblur_deploy.pipeline.rewrite import LAYERS
 
 _BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}
 _SIGNED_BYTES = _BYTES | {"zero_point": np.array(128, dtype=np.uint8)}
@@ -37,9 +38,12 @@ def layer_name(weight: str) -> str:
 
 
 def layers(body: ModelProto) -> dict[str, str]:
-    """The names of the nodes of the convolutions of ``body``, by :func:`layer_name`, in order."""
+    """The names of the nodes of the layers of ``body``, by :func:`layer_name`, in order."""
+    constants = {value.name for value in body.graph.initializer}
     return {
-        layer_name(node.input[1]): node.name for node in body.graph.node if node.op_type in ("Conv", "ConvTranspose")
+        layer_name(node.input[1]): node.name
+        for node in body.graph.node
+        if node.op_type in LAYERS and node.input[1] in constants
     }
 
 
@@ -50,25 +54,33 @@ def quantize_body(
     *,
     steps: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     in_float: Collection[str] = (),
-    only: str | None = None,
+    only: Collection[str] | None = None,
     residual: bool = True,
 ) -> ModelProto:
     """``body`` (fp32) with Q/DQ pairs around its ``op_types``, activations in ``ranges``, weights in ``steps``.
 
     ``steps``: of each output, by the name of the weights; those that are not there span 127 steps.
-    The convolutions in ``in_float`` (names of :func:`layers`) stay as they are, with what lies between them; ``only``
-    quantizes one, with the ReLU behind it, and nothing else.  ``residual``: whether the body gives what is to be added
-    to the image, and not the image.
+    The layers in ``in_float`` (names of :func:`layers`) stay as they are, with what lies between them; ``only``
+    quantizes some, each with the ReLU behind it, and nothing else.  ``residual``: whether the body gives what is to be
+    added to the image, and not the image.
     """
     nodes = layers(body)
     chosen = []
     if only is not None:
-        node = next(node for node in body.graph.node if node.name == nodes[only])
-        chosen = [node.name, *(n.name for n in body.graph.node if n.op_type == "Relu" and n.input[0] in node.output)]
+        names = {nodes[name] for name in only}
+        made = {name for node in body.graph.node if node.name in names for name in node.output}
+        chosen = [
+            node.name
+            for node in body.graph.node
+            if node.name in names or (node.op_type == "Relu" and node.input[0] in made)
+        ]
+    axes = {node.input[1]: 1 for node in body.graph.node if node.op_type == "MatMul"}
     ends = {BLOCKS: _BYTES, CORRECTION: _SIGNED_BYTES if residual else _BYTES}
     overrides = {name: [{"quant_type": QuantType.QUInt8, **of}] for name, of in ends.items()}
     for name, step in steps.items():
-        overrides[name] = [{"axis": 0, "quant_type": QuantType.QInt8, "scale": of, "zero_point": _ZERO} for of in step]
+        axis = axes.get(name, 0)
+        kind = {"axis": axis, "quant_type": QuantType.QInt8, "zero_point": _ZERO}
+        overrides[name] = [{**kind, "scale": of} for of in step]
     quantizer = QDQQuantizer(
         copy.deepcopy(body),
         per_channel=True,
@@ -94,7 +106,7 @@ def _in_float(body: ModelProto, convolutions: Collection[str]) -> list[str]:
     found, tensors = [], set[str]()
     for node in body.graph.node:
         inputs = node.input if node.op_type == "Concat" else node.input[:1]
-        passes = node.op_type not in ("Conv", "ConvTranspose") and inputs and tensors.issuperset(inputs)
+        passes = node.op_type not in LAYERS and inputs and tensors.issuperset(inputs)
         if node.name in convolutions or passes:
             found.append(node.name)
             tensors.update(node.output)

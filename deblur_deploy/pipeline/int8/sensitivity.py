@@ -20,7 +20,10 @@ _CROP_PX = 192
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """What one layer costs and brings when it is the only one in int8, on a few crops."""
+    """What one layer costs and brings when it is the only one in int8, on a few crops.
+
+    Of a network of many layers, several in a row count as one.
+    """
 
     layer: str
     macs: float
@@ -31,6 +34,13 @@ class Sensitivity:
     """Mean square of what it changes in the result, in squared levels."""
     ms_saved: float | None
     """Time of the layer in fp32 less that in int8, on the CPU provider; None where the profile does not tell."""
+    members: tuple[str, ...] = ()
+    """The layers, where it stands for several."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All layers that this is about."""
+        return self.members or (self.layer,)
 
 
 class AgainstFp32:
@@ -63,28 +73,41 @@ def measure_sensitivity(
     ``macs``: share of the multiplications by layer; trial files go to ``folder``.
     """
     exporter = quantizer.exporter
+    layout = exporter.layouts[0]
     parts = [_crop(pair) for pair in pairs[:: -(-len(pairs) // crops)]]
     exact = AgainstFp32(fp32, parts)
-    whole = exporter.int8(quantizer.body(method, "rows"), "rows", folder)
+    whole = exporter.int8(quantizer.body(method, layout), layout, folder)
     slow, fast = kernels_of(fp32.path), kernels_of(whole.path)
     found = []
-    for layer in layers(exporter.body("rows")):
-        alone = exporter.int8(quantizer.body(method, "rows", only=layer), "rows", folder)
+    known = [name for name in layers(exporter.body(layout)) if name in macs]
+    for unit in units(known):
+        alone = exporter.int8(quantizer.body(method, layout, only=unit), layout, folder)
         with DeblurEngine(alone.path, provider="cpu") as engine:
             restored = [engine(pair.blurred) for pair in parts]
         errors = [np.mean(np.square(a.astype(np.float32) - b)) for a, b in zip(restored, exact.fp32, strict=True)]
         drops = [of - psnr(a, pair.sharp) for of, a, pair in zip(exact.psnr, restored, parts, strict=True)]
-        both = slow.get(layer), fast.get(layer)
+        saved = [a.ms - b.ms for layer in unit if (a := slow.get(layer)) and (b := fast.get(layer))]
         found.append(
             Sensitivity(
-                layer=layer,
-                macs=macs[layer],
+                layer=unit[0] if len(unit) == 1 else f"{unit[0]} to {unit[-1]}",
+                members=() if len(unit) == 1 else unit,
+                macs=sum(macs[layer] for layer in unit),
                 drop_db=float(np.mean(drops)),
                 error=float(np.mean(errors)),
-                ms_saved=both[0].ms - both[1].ms if both[0] and both[1] else None,
+                ms_saved=sum(saved) if len(saved) == len(unit) else None,
             )
         )
     return found
+
+
+_UNITS = 32
+"""Layers, or runs of layers, that are measured at most."""
+
+
+def units(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """``names``, each alone or, where they are many, several in a row together."""
+    count = -(-len(names) // _UNITS)
+    return [tuple(names[start : start + count]) for start in range(0, len(names), count)]
 
 
 def _crop(pair: Pair) -> Pair:

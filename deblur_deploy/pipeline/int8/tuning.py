@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
 from deblur_deploy.media.images import Image
-from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
 from deblur_deploy.pipeline.int8.calibrate import run_body
+from deblur_deploy.pipeline.int8.gradient import attributes, computed
 from deblur_deploy.pipeline.int8.quantize import layer_name
+from deblur_deploy.pipeline.network import Network
 
 _STEPS, _PASSES, _TILES = 150, 20, 4
 """How often everything is moved at most, how often each tile is looked at, at most, and how many at once."""
@@ -34,6 +34,21 @@ _SCALE_RATE, _BIAS_RATE = 0.03, 1e-3
 """Highest learning rates of Adam, of the logarithm of a scale and of the biases of equalized channels."""
 _LEVEL = 1 / 255
 _MOST = 255
+_WORK = 2e13
+"""Multiplications that tuning may take: about ten minutes of two cores."""
+_LEAST_PX = 64
+
+
+def affordable(tiles: Sequence[Image], network: Network) -> list[Image]:
+    """``tiles``, or parts of them, that somebody else's network can be tuned on; none if it costs too much."""
+    side = len(tiles[0])
+    if network.ours:
+        return list(tiles)
+    while 3 * _STEPS * _TILES * side**2 * network.macs_per_pixel > _WORK:
+        side //= 2
+        if side < max(_LEAST_PX, network.least_px) or side % network.size_divisor:
+            return []
+    return [np.ascontiguousarray(tile[:side, :side]) for tile in tiles]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +112,13 @@ class _FakeQuantized:
             if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
                 self.nodes.append(node)
                 continue
-            # Weights and biases: their zero points are zero, and their steps lie along the outputs.
+            # Weights and biases: their zero points are zero, and their steps lie along one axis.
             values, step = (self.constants[name] for name in node.input[:2])
-            self.constants[node.output[0]] = values * step.reshape(-1, *[1] * (values.ndim - 1))
+            axis = attributes(node).get("axis", 0) if step.ndim else 0
+            along = [1] * values.ndim
+            if values.ndim:
+                along[axis] = -1
+            self.constants[node.output[0]] = values * step.reshape(along)
         self.scales: dict[str, Tensor] = {}
         self.zeros: dict[str, int] = {}
         self.biases: dict[str, Tensor] = {}
@@ -108,7 +127,7 @@ class _FakeQuantized:
                 self.zeros[_activation(node)] = int(constants[node.input[2]])
                 if (name := self._key(_activation(node))) not in (BLOCKS, CORRECTION):  # whose steps are levels
                     self.scales.setdefault(name, torch.tensor(math.log(constants[f"{name}_scale"])).requires_grad_())
-            if node.op_type == "Conv" and len(node.input) > 2:
+            if node.op_type == "Conv" and len(node.input) > 2 and node.input[2] in self.constants:
                 self.biases[layer_name(node.input[1])] = self.constants[node.input[2]].clone().requires_grad_()
 
     def _key(self, name: str) -> str:
@@ -117,14 +136,17 @@ class _FakeQuantized:
     def __call__(self, blocks: Tensor) -> Tensor:
         values = {BLOCKS: blocks}
         for node in self.nodes:
-            if node.input[0] in values:
-                values[node.output[0]] = self._run(node, [values[name] for name in node.input if name in values])
+            if any(name in values for name in node.input):
+                given = self._run(node, values)
+                values.update(zip(node.output, given if isinstance(given, tuple) else (given,), strict=False))
         return values[CORRECTION]
 
-    def _run(self, node: Any, inputs: list[Tensor]) -> Tensor:
-        x = inputs[0]
+    def _run(self, node: Any, values: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
+        inputs = [values[name] if name in values else self.constants.get(name) for name in node.input]
         match node.op_type:
             case "QuantizeLinear":
+                x = inputs[0]
+                assert x is not None
                 zero, step = self.zeros[_activation(node)], self.constants[node.input[1]]
                 if (name := self._key(_activation(node))) == CORRECTION:
                     # Rounded to levels, as an image would be anyway, and so would fp32's.
@@ -133,19 +155,12 @@ class _FakeQuantized:
                     step = self.scales[name].exp()
                 return _Rounded.apply(x, step, zero)  # type: ignore[no-untyped-call]
             case "DequantizeLinear":
-                return x
+                assert inputs[0] is not None
+                return inputs[0]
             case "Conv":
-                weight = self.constants[node.input[1]]
-                return F.conv2d(x, weight, self.biases.get(layer_name(node.input[1])), padding=weight.shape[-1] // 2)
-            case "Relu":
-                return x.relu()
-            case "MaxPool":
-                return F.max_pool2d(x, 2)
-            case "Concat":
-                return torch.cat(inputs, dim=1)
-            case "DepthToSpace":
-                return F.pixel_shuffle(x, 2)
-        raise NotImplementedError(node.op_type)
+                bias = self.biases.get(layer_name(node.input[1]))
+                return computed(node, [*inputs[:2], bias])
+        return computed(node, inputs)
 
     def found(self) -> Tuned:
         """What the parameters are by now."""
@@ -182,16 +197,12 @@ class _Rounded(torch.autograd.Function):
         return gradient * inside, (gradient * towards).sum(), None
 
 
-def with_biases(body: ModelProto, biases: Mapping[str, NDArray[np.float32]], layout: Layout) -> ModelProto:
-    """``body`` with other biases, given in the order of ``planes``."""
+def with_biases(body: ModelProto, biases: Mapping[str, NDArray[np.float32]]) -> ModelProto:
+    """``body``, in planes, with other biases."""
     result = ModelProto()
     result.CopyFrom(body)
     for value in result.graph.initializer:
         layer = value.name.removesuffix(".bias")
         if layer != value.name and layer in biases:
-            bias = biases[layer]
-            if layout == "rows" and layer.startswith("up."):
-                # What upsamples gives four pixels: channel by channel in planes, pixel by pixel in rows.
-                bias = bias.reshape(-1, 4).T.ravel()
-            value.CopyFrom(numpy_helper.from_array(bias, value.name))
+            value.CopyFrom(numpy_helper.from_array(biases[layer], value.name))
     return result

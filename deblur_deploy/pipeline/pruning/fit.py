@@ -125,7 +125,7 @@ def time_files(
 
 def export_for(unet: UNet, provider: str, precision: Precision, photos: Sequence[Image], folder: Path) -> Path:
     """The file of ``unet`` that suits ``provider``: a bundle has more, and would choose this one too."""
-    exporter = Exporter(unet, "0" * 64, folder)
+    exporter = Exporter.of(unet, "0" * 64, folder)
     if precision == "int8":
         # Scales and rounding decide nothing about time.
         how = Int8Config(tiles=2, tile_px=128, method="minmax", rounding="nearest")

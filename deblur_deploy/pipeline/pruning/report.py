@@ -11,13 +11,18 @@ from deblur_deploy.evaluation.page import Table
 def outcome(pruning: Mapping[str, Any]) -> Table:
     """Cost, latency and quality before and after; ``pruning`` is that of ``bundle.json``."""
     macs, parameters, latency, psnr = (pruning[name] for name in ("macs_per_pixel", "parameters", "latency", "psnr"))
-    where = f"{latency['precision']} at {latency['at']} on {latency['provider']}, ms"
     rows = [
         ["kMAC per pixel", *(f"{value / 1000:.2f}" for value in macs), f"{macs[1] / macs[0]:.1%}"],
         ["parameters", *(f"{value:,}" for value in parameters), f"{parameters[1] / parameters[0]:.1%}"],
-        [where, f"{latency['dense_ms']:.1f}", f"{latency['ms']:.1f}", f"{latency['dense_ms'] / latency['ms']:.2f}x"],
-        ["PSNR before recovery, dB", *_psnr(psnr, "pruned")],
-        ["PSNR after recovery, dB", *_psnr(psnr, "recovered")],
+    ]
+    if latency:
+        where = f"{latency['precision']} at {latency['at']} on {latency['provider']}, ms"
+        before, after = latency["dense_ms"], latency["ms"]
+        rows.append([where, f"{before:.1f}", f"{after:.1f}", f"{before / after:.2f}x"])
+    rows += [
+        [f"PSNR {when} recovery, dB", *_psnr(psnr, name)]
+        for when, name in (("before", "pruned"), ("after", "recovered"))
+        if name in psnr
     ]
     return Table(
         heading="Pruning", columns=["", "before", "after", ""], rows=rows, note=" ".join(_sentences(pruning["notes"]))

@@ -1,0 +1,204 @@
+"""Somebody's ONNX file as a plain float graph that can be rewritten, and as a function that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper, version_converter
+
+from deblur_deploy.contract import KEY
+from deblur_deploy.errors import InputError, ModelError
+from deblur_deploy.files import existing
+from deblur_deploy.pipeline.doors.convention import Array, PlaneOrder
+from deblur_deploy.pipeline.doors.recognise import one_line
+from deblur_deploy.pipeline.graph import OPSET
+from deblur_deploy.runtime.providers import first_line
+
+_FLOATS = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+_QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+
+
+def read_onnx(path: Path) -> tuple[ModelProto, list[str]]:
+    """The graph of ``path`` in float32, without functions, sizes left free; and what was done to it, for people.
+
+    Raises MissingFileError or ModelError that says what is wrong with the file.
+    """
+    existing(path, kind="file")
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} keeps weights in another file that is not there: {one_line(error)}") from None
+    except Exception as error:  # protobuf and onnx have many kinds for a file that is none, or is cut short
+        raise ModelError(f"{path} is not a whole ONNX file: {one_line(error)}") from None
+    return plain(model, str(path))
+
+
+def plain(model: ModelProto, name: str) -> tuple[ModelProto, list[str]]:
+    """``model``, which messages call ``name``, as :func:`read_onnx` gives it."""
+    if not model.graph.node:
+        raise ModelError(f"{name} holds no network; give an ONNX file")
+    if any(entry.key == KEY for entry in model.metadata_props):
+        raise ModelError(
+            f"{name} was made by deblur-export already; its fp32.onnx, or what it was made from, can be exported again"
+        )
+    notes = []
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    _refuse(model, name)
+    if widened := _in_single(model):
+        notes.append(f"{widened} weights are widened to fp32")
+    _constants_to_initializers(model)
+    _refuse_nan(model, name)
+    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    if version < OPSET:
+        try:
+            model = version_converter.convert_version(model, OPSET)
+        except Exception as error:  # the converter throws bare RuntimeErrors of C++
+            raise ModelError(
+                f"{name} is of opset {version}, which cannot be brought to {OPSET}: {one_line(error)}"
+            ) from None
+    _tidy(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{name} is not a valid ONNX graph: {one_line(error)}") from None
+    return model, notes
+
+
+def _refuse(model: ModelProto, name: str) -> None:
+    """Raise ModelError for what no stage behind the doors can work on."""
+    foreign = sorted(
+        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    )
+    if foreign:
+        raise ModelError(f"{name} has operations that are not ONNX's own: {', '.join(foreign)}; export it without them")
+    if quantized := sorted({node.op_type for node in model.graph.node} & {*_QUANTIZED}):
+        raise ModelError(f"{name} is quantized already ({', '.join(quantized)}); give the float file")
+    for node in model.graph.node:
+        if not onnx.defs.has(node.op_type):
+            raise ModelError(f"{name} has an operation that ONNX does not know: {node.op_type}")
+
+
+def _refuse_nan(model: ModelProto, name: str) -> None:
+    for value in model.graph.initializer:
+        if value.data_type == TensorProto.FLOAT and np.isnan(numpy_helper.to_array(value)).any():
+            raise ModelError(f"{name} holds weights that are NaN ({value.name}); it cannot restore anything")
+
+
+def _in_single(model: ModelProto) -> str:
+    """Turn every other float type into float32, in place; the type that the weights had, if it was another."""
+    found = set()
+    for value in model.graph.initializer:
+        if value.data_type in _FLOATS:
+            found.add(TensorProto.DataType.Name(value.data_type).lower())
+            value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float32), value.name))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in _FLOATS:
+                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
+            elif attribute.name in ("to", "dtype") and attribute.i in _FLOATS:
+                attribute.i = TensorProto.FLOAT
+    for end in (*model.graph.input, *model.graph.output):
+        if end.type.tensor_type.elem_type in _FLOATS:
+            end.type.tensor_type.elem_type = TensorProto.FLOAT
+    return " and ".join(sorted(found))
+
+
+def _constants_to_initializers(model: ModelProto) -> None:
+    kept = []
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            value = node.attribute[0].t
+            value.name = node.output[0]
+            model.graph.initializer.append(value)
+        else:
+            kept.append(node)
+    _replace(model, kept)
+
+
+def _tidy(model: ModelProto) -> None:
+    """Free the sizes, and drop what is only for people or says what need not hold any longer; in place."""
+    constants = {value.name for value in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    for end in model.graph.output:
+        _free_sizes(end)
+    for number, node in enumerate(model.graph.node):
+        # Profiles and quantizers know nodes by their names; the exporter's notes name files of its machine.
+        node.name = f"{node.op_type}_{number}"
+        node.doc_string = ""
+        del node.metadata_props[:]
+
+
+def _replace(model: ModelProto, nodes: list[NodeProto]) -> None:
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def image_input(model: ModelProto, name: str) -> tuple[str, list[PlaneOrder], bool]:
+    """Name of the only input, the layouts that it may have, and whether it takes bytes; its sizes become free.
+
+    Raises InputError if it is no image.
+    """
+    if len(model.graph.input) != 1:
+        listed = ", ".join(map(_said, model.graph.input))
+        raise InputError(f"{name} takes {len(model.graph.input)} inputs ({listed}); one image is needed")
+    (value,) = model.graph.input
+    kind, shape = value.type.tensor_type.elem_type, value.type.tensor_type.shape
+    dims = [dim.dim_value for dim in shape.dim]
+    if kind not in (TensorProto.FLOAT, TensorProto.UINT8) or (dims and len(dims) != 4):
+        raise InputError(f"{name} takes {_said(value)}; an image of four dimensions, float or uint8, is needed")
+    known: tuple[tuple[PlaneOrder, int, int], ...] = (("nchw", 1, 3), ("nhwc", 3, 1))
+    # Where the other end is a few channels, that is where the channels are.
+    layouts = [order for order, at, end in known if not dims or (dims[at] in (0, 3) and dims[end] not in (1, 2, 4))]
+    if not layouts:
+        raise InputError(f"{name} takes {_said(value)}; an image of three channels is needed")
+    if len(layouts) == 2 and dims and (dims[1] == 3) != (dims[3] == 3):
+        layouts = ["nchw"] if dims[1] == 3 else ["nhwc"]
+    _free_sizes(value)
+    return value.name, layouts, kind == TensorProto.UINT8
+
+
+def _free_sizes(value: ValueInfoProto) -> None:
+    """Let every dimension be of any size; where not even their number is said, they are taken to be an image's."""
+    shape = value.type.tensor_type.shape
+    for _ in range(0 if shape.dim else 4):
+        shape.dim.add()
+    for dim in shape.dim:
+        dim.Clear()
+
+
+def _said(value: ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    kind = TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type else "no tensor"
+    shape = "x".join(dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim)
+    return f"{value.name}: {kind} {shape}".strip()
+
+
+class OnnxRunner:
+    """Runs an ONNX graph on the CPU; raises ModelError if this onnxruntime does not load it."""
+
+    def __init__(self, model: ModelProto, name: str) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's derive from nothing more narrow
+            raise ModelError(f"onnxruntime does not load {name}: {first_line(error)}") from None
+        self.input = self.session.get_inputs()[0].name
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.options = ort.RunOptions()
+        self.options.log_severity_level = 4
+
+    def __call__(self, batch: Array) -> Mapping[str, Array]:
+        values: list[Any] = self.session.run(self.names, {self.input: batch}, self.options)
+        return dict(zip(self.names, values, strict=True))

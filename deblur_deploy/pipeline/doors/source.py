@@ -1,0 +1,281 @@
+"""What stands at the door: which kind of network it is, its hash, its body when that is asked for, its reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from deblur_deploy.contract import CHECKPOINT_KEY
+from deblur_deploy.errors import ModelError
+from deblur_deploy.evaluation.quality import Pair, Restorer
+from deblur_deploy.files import existing, sha256
+from deblur_deploy.pipeline.config import NetworkConfig
+from deblur_deploy.pipeline.doors.convention import Convention, Reference, Runner
+from deblur_deploy.pipeline.inputs import Photos
+from deblur_deploy.pipeline.network import EVERYTHING_PX, Network
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import nn
+
+Kind = Literal["checkpoint", "onnx", "module", "weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A float body with its facts."""
+
+    body: ModelProto
+    network: Network
+    convention: Convention
+    notes: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+    """For the manifest: what there is to say of the network's shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One network, not yet looked into where that takes time."""
+
+    kind: Kind
+    name: str
+    """As files and reports call it."""
+    parent: str
+    """SHA-256 of the file, or of the graph that torch exported."""
+    path: Path | None
+    prepare: Callable[[], Prepared]
+    runner: Callable[[], Runner] | None = None
+    """The network as it came; None for our checkpoints."""
+    module: nn.Module | None = None
+    convention: Convention | None = None
+    """How the module takes images; None where there is none, or where it is found out later."""
+
+    def reference(self, convention: Convention) -> Restorer:
+        """The network as a ``Restorer``."""
+        if self.runner is None:
+            from deblur_deploy.training.checkpoint import load_checkpoint
+            from deblur_deploy.training.validation import TorchRestorer
+
+            assert self.path is not None
+            return TorchRestorer(load_checkpoint(self.path))
+        return Reference(self.runner(), convention)
+
+
+def open_door(checkpoint: Path | None, wish: NetworkConfig, pairs: Photos[Pair], work: Path) -> Source:
+    """The network that ``checkpoint`` and ``wish`` name; ``pairs`` are for guesses about how it takes images.
+
+    ``work``: a folder for a checkpoint, where a module turns out to be a U-Net of ours.
+
+    Raises MissingFileError, ModelError, InputError or MissingExtraError, each one line.
+    """
+    if wish.model:
+        from deblur_deploy.pipeline.doors.module import load_module
+        from deblur_deploy.training.checkpoint import save_checkpoint
+        from deblur_deploy.training.unet import UNet
+
+        module = load_module(wish.model, checkpoint)
+        if isinstance(module, UNet):
+            path = work / f"{wish.model.rpartition(':')[2]}.safetensors"
+            save_checkpoint(module, path)
+            return of_checkpoint(path)
+        return of_module(module, wish.model.rpartition(":")[2], f"--model {wish.model}", wish, pairs.images)
+    assert checkpoint is not None
+    existing(checkpoint, kind="file")
+    if checkpoint.suffix.lower() == ".onnx":
+        return _onnx(checkpoint, wish, pairs)
+    if _is_ours(checkpoint):
+        return of_checkpoint(checkpoint)
+    from deblur_deploy.pipeline.doors.weights import SUFFIXES, load_weights
+
+    if checkpoint.suffix.lower() not in SUFFIXES:
+        raise ModelError(f"{checkpoint} is no network; give .onnx, {', '.join(SUFFIXES)}, or --model")
+    module, notes = load_weights(checkpoint)
+    parent = sha256(checkpoint)
+    return of_module(
+        module, checkpoint.stem, str(checkpoint), wish, pairs.images, notes=notes, path=checkpoint, parent=parent
+    )
+
+
+def of_checkpoint(path: Path) -> Source:
+    """One of our checkpoints."""
+
+    def prepare() -> Prepared:
+        from deblur_deploy.pipeline.graph import export_body
+        from deblur_deploy.training.checkpoint import load_checkpoint
+
+        unet = load_checkpoint(path)
+        return Prepared(
+            body=export_body(unet),
+            network=Network.of(unet),
+            convention=Convention(output="output"),
+            about={"network": msgspec.to_builtins(unet.config)},
+        )
+
+    return Source(kind="checkpoint", name=path.stem, parent=sha256(path), path=path, prepare=prepare)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is safetensors with a config of ours in it, or at least may be meant as that."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, 1 << 26)))
+    except (OSError, ValueError, MemoryError):
+        return True  # its own reader says best what is wrong with it
+    return not isinstance(header, dict) or CHECKPOINT_KEY in header.get("__metadata__", {})
+
+
+def _onnx(path: Path, wish: NetworkConfig, pairs: Photos[Pair]) -> Source:
+    def raw() -> tuple[ModelProto, list[str]]:
+        from deblur_deploy.pipeline.doors.onnx_file import read_onnx
+
+        return read_onnx(path)
+
+    def prepare() -> Prepared:
+        import onnx
+
+        from deblur_deploy.pipeline.doors.own import own_body
+
+        try:
+            mine = own_body(onnx.load(path, load_external_data=False), path)
+        except ModelError:
+            raise
+        except Exception:  # read_onnx says what is wrong with it
+            mine = None
+        if mine:
+            body, network, how = mine
+            return Prepared(body=body, network=network, convention=how, notes=(f"{path.name} is a file of ours",))
+        return _prepared_onnx(*raw(), str(path), wish, pairs.images)
+
+    def runner() -> Runner:
+        import onnx
+
+        from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner, image_input, read_onnx
+        from deblur_deploy.pipeline.doors.own import own_body
+
+        whole = onnx.load(path)
+        if own_body(whole, path):
+            return OnnxRunner(whole, str(path))
+        model, _ = read_onnx(path)
+        image_input(model, str(path))
+        return OnnxRunner(model, str(path))
+
+    return Source(kind="onnx", name=path.stem, parent=_hash(path), path=path, prepare=prepare, runner=runner)
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of an ONNX file, and of the files beside it that it keeps weights in."""
+    whole = hashlib.sha256(sha256(path).encode())
+    beside = [other for other in sorted(path.parent.iterdir()) if other.name.startswith(path.name) and other != path]
+    beside += [other for other in (path.with_suffix(".data"), path.with_suffix(".bin")) if other.is_file()]
+    data = [other for other in dict.fromkeys(beside) if other.is_file() and other.suffix in (".data", ".bin")]
+    if not data:
+        return sha256(path)
+    for other in data:
+        whole.update(f"{other.name} {sha256(other)}".encode())
+    return whole.hexdigest()
+
+
+def _prepared_onnx(
+    model: ModelProto, notes: Sequence[str], name: str, wish: NetworkConfig, pairs: Sequence[Pair]
+) -> Prepared:
+    from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner, image_input
+    from deblur_deploy.pipeline.doors.recognise import recognise
+
+    _, layouts, takes_bytes = image_input(model, name)
+    run = OnnxRunner(model, name)
+    found = recognise(run, name, wish, pairs, layouts=layouts, takes_bytes=takes_bytes)
+    return prepared(model, found.convention, (*notes, *found.notes), name)
+
+
+def prepared(model: ModelProto, convention: Convention, notes: Sequence[str], name: str) -> Prepared:
+    """The body of ``model``, a plain float graph in its own ``convention``, with the facts about it."""
+    from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner
+    from deblur_deploy.pipeline.doors.own import parameters_of
+    from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
+    from deblur_deploy.pipeline.int8.coverage import macs_of_body
+    from deblur_deploy.pipeline.reach import reach
+    from deblur_deploy.pipeline.rewrite import body_of, prepared
+
+    body, residual = prepared(body_of(model, convention), convention.divisor)
+    run = OnnxRunner(body, name)
+    assert run.input == BLOCKS
+    seen = reach(lambda image: run(image)[CORRECTION], convention.divisor, convention.least_px)
+    network = Network(
+        size_divisor=seen.grid,
+        receptive_radius_px=seen.radius_px,
+        macs_per_pixel=macs_of_body(body, max(convention.least_px, convention.divisor)),
+        parameters=parameters_of(body),
+        residual=residual,
+        least_px=convention.least_px,
+        sees_everything=seen.everything,
+        any_batch=convention.any_batch,
+    )
+    said = [*notes]
+    if seen.everything:
+        said.append("every pixel may change any other: engines run an image whole, and never cut it unasked")
+    return Prepared(body=body, network=network, convention=convention, notes=tuple(said))
+
+
+def of_module(
+    module: nn.Module,
+    name: str,
+    called: str,
+    wish: NetworkConfig,
+    pairs: Sequence[Pair],
+    *,
+    notes: Sequence[str] = (),
+    path: Path | None = None,
+    parent: str | None = None,
+    known: Convention | None = None,
+) -> Source:
+    """Somebody's module, which messages call ``called``: torch exports it here, and the graph's hash names it.
+
+    ``known``: how it takes images, where that need not be found out.
+    """
+    from deblur_deploy.pipeline.doors.module import ModuleRunner, exported
+    from deblur_deploy.pipeline.doors.onnx_file import plain
+    from deblur_deploy.pipeline.doors.recognise import Recognised, recognise
+
+    run = ModuleRunner(module)
+    found = Recognised(convention=known) if known else recognise(run, called, wish, pairs, guess=path is None)
+    model, more = plain(exported(module, called, found.convention), called)
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    said = (*notes, *found.notes, *more)
+    return Source(
+        kind="weights" if path else "module",
+        name=name,
+        parent=parent or digest,
+        path=path,
+        prepare=lambda: prepared(model, found.convention, said, called),
+        runner=lambda: run,
+        module=module,
+        convention=found.convention,
+    )
+
+
+def fp32_file(module: nn.Module, convention: Convention, folder: Path) -> Path:
+    """A module as an fp32 file of ours in ``folder``, to time it: nothing about its reach is found out."""
+    from deblur_deploy.pipeline.doors.module import exported
+    from deblur_deploy.pipeline.doors.onnx_file import plain
+    from deblur_deploy.pipeline.export import Exporter
+    from deblur_deploy.pipeline.rewrite import body_of
+
+    model, _ = plain(exported(module, "the network", convention), "the network")
+    network = Network(
+        size_divisor=convention.divisor,
+        receptive_radius_px=EVERYTHING_PX,
+        macs_per_pixel=0.0,
+        parameters=0,
+        least_px=convention.least_px,
+        any_batch=convention.any_batch,
+    )
+    return Exporter(network, body_of(model, convention), "0" * 64, folder).fp32().path

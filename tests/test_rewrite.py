@@ -1,0 +1,80 @@
+"""What is rewritten computes the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deblur_deploy.pipeline.doors.convention import Convention
+from deblur_deploy.pipeline.doors.module import exported
+from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner, plain
+from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
+from deblur_deploy.pipeline.rewrite import body_of, prepared
+from deblur_deploy.pipeline.rows import in_rows
+from tests import strangers
+from tests.small import CONFIGS, body
+
+
+def raw(net: nn.Module, **how: object) -> tuple[object, Convention]:
+    convention = Convention(output="output", **how)  # type: ignore[arg-type]
+    model, _ = plain(exported(net, "net", convention), "net")
+    return body_of(model, convention), convention
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_are_planes(name: str) -> None:
+    planes = body(name, "planes")
+    rows, orders = in_rows(planes)
+    channels = planes.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    image = np.random.default_rng(0).random((2, channels, 16, 24), np.float32)
+    one, two = (OnnxRunner(model, name)(image)[CORRECTION] for model in (planes, rows))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+    assert len(orders) == len(CONFIGS[name].up)
+    assert "DepthToSpace" not in {node.op_type for node in rows.graph.node}
+
+
+class Upsampling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, stride=3), nn.ConvTranspose2d(8, 3, 3, stride=3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.up(torch.relu(self.down(image)))
+
+
+def test_a_transposed_convolution_without_overlap_becomes_a_plain_one() -> None:
+    net = strangers.seeded(Upsampling)
+    before, how = raw(net, divisor=3)
+    after, residual = prepared(before, how.divisor)  # type: ignore[arg-type]
+    assert not residual
+    kinds = [node.op_type for node in after.graph.node]
+    assert "ConvTranspose" not in kinds
+    assert "DepthToSpace" in kinds
+    image = torch.rand(1, 3, 21, 33)
+    found = OnnxRunner(after, "after")(image.numpy())[CORRECTION]
+    np.testing.assert_allclose(found, net(image).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [strangers.Residual, strangers.Attention])
+def test_the_image_that_is_added_at_the_end_is_left_to_the_end(kind: type[nn.Module]) -> None:
+    net = strangers.seeded(kind)
+    before, how = raw(net)
+    after, residual = prepared(before, how.divisor)  # type: ignore[arg-type]
+    assert residual
+    image = torch.rand(2, 3, 21, 34)
+    found = OnnxRunner(after, "after")(image.numpy())[CORRECTION]
+    np.testing.assert_allclose(found + image.numpy(), net(image).detach().numpy(), atol=1e-5)
+    layers = {node.input[1] for node in after.graph.node if node.op_type == "Conv"}
+    assert all(name.endswith(".weight") for name in layers)
+    assert [value.name for value in after.graph.input] == [BLOCKS]
+
+
+def test_a_sum_with_anything_else_stays() -> None:
+    class Flipped(strangers.Residual):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.flip(3) + self.last(torch.relu(self.first(image)))
+
+    before, how = raw(strangers.seeded(Flipped))
+    assert not prepared(before, how.divisor)[1]  # type: ignore[arg-type]
