@@ -89,7 +89,8 @@ def test_two_trainings_do_not_share_a_file(photographs: Path, tmp_path: Path) ->
 
 def test_filling_ends_when_training_is_to_end(photographs: Path, tmp_path: Path) -> None:
     asked = bank(photographs, tmp_path)
-    asked.stopping = lambda: True
+    answers = iter([False])  # and from then on yes
+    asked.stopping = lambda: next(answers, True)
     assert list(asked.load(0, STEPS, 0)) == []
     assert np.load(next(tmp_path.glob("*/made.npy"))).tolist() == [0, -1, -1]
 

@@ -104,7 +104,9 @@ def test_waiting_behind_others_is_counted_and_subtracted():
     if thread_times() is None:
         pytest.skip("this system does not count waiting")
     core = min(os.sched_getaffinity(0))
-    code = f"import os; os.sched_setaffinity(0, [{core}]); print(flush=True)\nwhile True: pass"
+    # They end by themselves, since a scheduler may give all of a core to one of them.
+    code = "import os, time; print(flush=True); end = time.monotonic() + 10"
+    code += f"; os.sched_setaffinity(0, [{core}])\nwhile time.monotonic() < end: pass"
     rivals = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
 
     def work() -> None:

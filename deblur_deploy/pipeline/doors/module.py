@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deblur_deploy.errors import InputError
+from deblur_deploy.errors import InputError, one_line
 from deblur_deploy.files import existing
 from deblur_deploy.pipeline.doors.convention import SPANS, Array, Convention
-from deblur_deploy.pipeline.doors.recognise import one_line
 from deblur_deploy.pipeline.graph import to_onnx
 
 _IMAGE, _RESTORED = "image_in", "image_out"

@@ -12,10 +12,9 @@ import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper, version_converter
 
 from deblur_deploy.contract import KEY
-from deblur_deploy.errors import InputError, ModelError
+from deblur_deploy.errors import InputError, ModelError, one_line
 from deblur_deploy.files import existing
 from deblur_deploy.pipeline.doors.convention import Array, PlaneOrder
-from deblur_deploy.pipeline.doors.recognise import one_line
 from deblur_deploy.pipeline.graph import OPSET
 from deblur_deploy.runtime.providers import first_line
 

@@ -14,7 +14,7 @@ from itertools import product
 import msgspec
 import numpy as np
 
-from deblur_deploy.errors import InputError
+from deblur_deploy.errors import InputError, one_line
 from deblur_deploy.evaluation.quality import Pair, psnr
 from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.doors.convention import Array, Convention, PlaneOrder, Reference, Runner
@@ -183,8 +183,3 @@ def _crop(pair: Pair) -> Pair:
     top, left = ((side - _CROP_PX) // 2 for side in pair.blurred.shape[:2])
     window = slice(top, top + _CROP_PX), slice(left, left + _CROP_PX)
     return Pair(name=pair.name, blurred=pair.blurred[window], sharp=pair.sharp[window])
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of somebody else's says, whole, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,9 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deblur_deploy.errors import InputError, MissingExtraError, ModelError
+from deblur_deploy.errors import InputError, MissingExtraError, ModelError, one_line
 from deblur_deploy.pipeline.doors.module import ready
-from deblur_deploy.pipeline.doors.recognise import one_line
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
@@ -68,8 +67,8 @@ def _spandrel(path: Path) -> Any:
         ) from None
     except RuntimeError as error:  # a torchvision for CUDA beside a torch without it, and the like
         raise MissingExtraError(
-            f"{said}spandrel is needed, which does not load here ({one_line(error)}); install a torchvision that fits "
-            "torch: pip install torchvision --index-url https://download.pytorch.org/whl/cpu"
+            f"{said}spandrel is needed, which does not load here ({one_line(error)}); install the torchvision that "
+            "was built for this torch"
         ) from None
     return spandrel
 
