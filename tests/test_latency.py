@@ -105,8 +105,7 @@ def test_waiting_behind_others_is_counted_and_subtracted():
         pytest.skip("this system does not count waiting")
     core = min(os.sched_getaffinity(0))
     # They end by themselves, since a scheduler may give all of a core to one of them.
-    code = "import os, time; print(flush=True); end = time.monotonic() + 10"
-    code += f"; os.sched_setaffinity(0, [{core}])\nwhile time.monotonic() < end: pass"
+    code = "import time; end = time.monotonic() + 10; print(flush=True)\nwhile time.monotonic() < end: pass"
     rivals = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
 
     def work() -> None:
@@ -118,6 +117,8 @@ def test_waiting_behind_others_is_counted_and_subtracted():
     try:
         for rival in rivals:
             assert rival.stdout.readline()
+        for rival in rivals:
+            os.sched_setaffinity(rival.pid, [core])
         os.sched_setaffinity(0, [core])
         lap = own_clock(work, threads=1)
     finally:
