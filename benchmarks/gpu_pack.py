@@ -20,7 +20,8 @@ import tyro
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.files import writing_folder
-from deblur_deploy.media.images import list_media, read_image
+from deblur_deploy.media.images import read_image
+from deblur_deploy.media.listing import look_into
 
 WHEELS = ("docstring-parser", "filelock", "msgspec", "psutil", "typeguard", "tyro")
 """What deblur-train needs beyond torch, accelerate, safetensors, OpenCV, scikit-image, jinja2, matplotlib and rich."""
@@ -51,11 +52,11 @@ class Arguments:
 
 def pictures(arguments: Arguments) -> Iterator[tuple[Path, Path, int | None]]:
     """(source, place in the pack, longest side)."""
-    for path in list_media(arguments.photos, recursive=True):
+    for path in look_into(arguments.photos, recursive=True).paths:
         yield path, Path("photos") / path.relative_to(arguments.photos).with_suffix(".webp"), arguments.photo_px
     for kind, folders in (("pairs", arguments.pairs), ("frames", arguments.frames)):
         for folder in folders:
-            for path in list_media(folder, recursive=True):
+            for path in look_into(folder, recursive=True).paths:
                 yield path, Path(kind) / folder.name / path.relative_to(folder).with_suffix(".webp"), None
 
 

@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from deblur_deploy.evaluation.quality import Pair, Restorer, psnr
 from deblur_deploy.files import writing_file
@@ -43,6 +42,8 @@ def _images(batch: object) -> list[Image]:
 
 def learning_curve(log: Path, path: Path) -> None:
     """Loss and learning rate, and the gain on each validation set, over steps."""
+    from matplotlib.figure import Figure  # here, so that training runs where nothing can draw
+
     rows = read_log(log)
     sets = [name.removesuffix("_gain_db") for name in (rows[0] if rows else {}) if name.endswith("_gain_db")]
     sets = [name for name in sets if not name.endswith("_worst")]
@@ -67,6 +68,8 @@ def learning_curve(log: Path, path: Path) -> None:
 
 def before_after(restorer: Restorer, sets: PairSets, path: Path, *, rows_a_set: int = 3, side_px: int = 256) -> None:
     """A sheet of the middle of a few pairs of each set: input, result, truth."""
+    from matplotlib.figure import Figure  # as above
+
     pairs = [pair for pairs in sets.values() for pair in islice(pairs, rows_a_set)]
     figure = Figure(figsize=(9, 3.2 * len(pairs)), layout="constrained")
     for axes, pair in zip(figure.subplots(len(pairs), 3, squeeze=False), pairs, strict=True):
