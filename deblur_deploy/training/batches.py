@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from deblur_deploy.errors import DeblurError, InputError, TrainingError
 from deblur_deploy.media.images import Image
 from deblur_deploy.training.blur import BlurConfig, BlurPlan, draw_plan, synthesise
-from deblur_deploy.training.kernels import Array
+from deblur_deploy.training.motion import Array
 from deblur_deploy.training.sources import Patch, Source
 
 Stages = list[tuple[int, int, int]]

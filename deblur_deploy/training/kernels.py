@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deblur_deploy.errors import InputError
-
-Array = NDArray[np.float32]
+from deblur_deploy.training.motion import Array
 
 
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:
