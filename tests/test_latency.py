@@ -100,18 +100,20 @@ def test_a_thread_that_ends_while_it_is_asked_is_left_out(monkeypatch):
 
 
 def test_waiting_behind_others_is_counted_and_subtracted():
-    """Four processes on one core: each has a quarter of it, and waits the rest of the time."""
+    """Four processes want one core; the truth is this thread's wall clock less its own processor time."""
     if thread_times() is None:
         pytest.skip("this system does not count waiting")
     core = min(os.sched_getaffinity(0))
-    # They end by themselves, since a scheduler may give all of a core to one of them.
     code = "import time; end = time.monotonic() + 10; print(flush=True)\nwhile time.monotonic() < end: pass"
     rivals = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
+    truth: dict[str, float] = {}
 
     def work() -> None:
-        start = time.process_time()
-        while time.process_time() - start < 0.05:
+        start, ran = time.perf_counter(), time.thread_time()
+        while time.thread_time() - ran < 0.05:
             pass
+        truth["wall"] = 1e3 * (time.perf_counter() - start)
+        truth["ran"] = 1e3 * (time.thread_time() - ran)
 
     allowed = os.sched_getaffinity(0)
     try:
@@ -120,15 +122,20 @@ def test_waiting_behind_others_is_counted_and_subtracted():
         for rival in rivals:
             os.sched_setaffinity(rival.pid, [core])
         os.sched_setaffinity(0, [core])
-        lap = own_clock(work, threads=1)
+        # Some schedulers leave a newcomer alone for long, so it may take a few turns until there is something to count.
+        for _ in range(20):
+            lap = own_clock(work, threads=1)
+            if truth["wall"] - truth["ran"] > 50:
+                break
+        else:
+            pytest.skip("this system's scheduler lets nobody wait")
     finally:
         os.sched_setaffinity(0, allowed)
         for rival in rivals:
             rival.kill()
             rival.communicate()
-    assert lap.waited_ms > 50
-    # Of its own it needs 50 ms, however long it took.
-    assert lap.steady_ms == pytest.approx(50, rel=0.25)
+    assert lap.waited_ms == pytest.approx(truth["wall"] - truth["ran"], rel=0.25)
+    assert lap.steady_ms == pytest.approx(truth["ran"], rel=0.25)
 
 
 def test_threads_that_wait_for_each_other_wait_for_nobody_else():
