@@ -107,7 +107,7 @@ def test_an_interrupted_recovery_goes_on_as_if_it_had_never_stopped(pairs: Path,
         recover(student(), unet(), config(pairs), tmp_path / "parts", sets, interrupt)
     seen: list[int] = []
     parts = recover(student(), unet(), config(pairs), tmp_path / "parts", sets, lambda now: seen.append(now.step))
-    assert seen == [5, 6, 7, 8]
+    assert seen == [4, 5, 6, 7, 8]
     assert torch.equal(weights(whole.unet), weights(parts.unet))
     again = recover(student(), unet(), config(pairs), tmp_path / "parts", sets, lambda _: pytest.fail("it was done"))
     assert torch.equal(weights(again.unet), weights(whole.unet))
@@ -133,6 +133,14 @@ def test_without_data_it_uses_the_built_in_photographs_and_knows_that_they_are_w
     (blurred, sharp), *_ = samples_for(nothing, tmp_path, 1)
     assert blurred.shape == sharp.shape == (4, 3, 128, 128)
     assert 0 <= float(blurred.min()) < float(blurred.max()) <= 1
+
+
+def test_patches_are_blurred_ahead_and_shared_by_networks(pairs: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    for name, teacher in {"one": unet(), "other": unet(seed=5)}.items():
+        recover(student(), teacher, config(pairs, seed=7), tmp_path / name, {}, None, lambda *now: told.append(now))
+    assert told == [(16, 16)], "the second network finds what was made for the first"
+    recover(student(), unet(), config(pairs, seed=8, bank_gb=0), tmp_path / "none", {}, None, pytest.fail)
 
 
 def test_minutes_become_steps_once(pairs: Path, tmp_path: Path) -> None:

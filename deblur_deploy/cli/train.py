@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from deblur_deploy.training.discovery import Found, find_sources, inspect
 from deblur_deploy.training.figures import as_pairs, before_after, learning_curve, preview
 from deblur_deploy.training.grow import grown
 from deblur_deploy.training.kernels import load_kernels
-from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs
+from deblur_deploy.training.sources import WINDOW, ImageCache, Pairs
 from deblur_deploy.training.train import FILES, Trainer, make_accelerator
 from deblur_deploy.training.unet import PRESETS, Preset, UNet, parameter_count
 from deblur_deploy.training.validation import PairSets, TorchRestorer
@@ -156,7 +155,7 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     sets = _validation(command.val)
     model = _network(command, console)
     trainer = Trainer(
-        model, config, out, accelerator=accelerator, data_id=_identity(found, batches), vgg_weights=command.vgg_weights
+        model, config, out, accelerator=accelerator, data_id=batches.identity(), vgg_weights=command.vgg_weights
     )
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     console.print(f"on {trainer.device} x {accelerator.num_processes}, {precision}, {config.steps} steps")
@@ -240,15 +239,6 @@ def _tell(console: Console, found: Sequence[Found], batches: Batches) -> None:
 
 def _note(console: Console, text: str) -> None:
     console.print(f"[yellow]note[/]: {escape(text)}", soft_wrap=True)
-
-
-def _identity(found: Sequence[Found], batches: Batches) -> str:
-    """Names everything that decides which samples a step sees, wherever the folders lie."""
-    files = [[path.name for path in source.files()] for item in found for source in item.sources]
-    kernels = [kernel.tobytes() for kernel in batches.kernels or []]
-    windows = [source.window for source in batches.sources if isinstance(source, Frames)]
-    content = msgspec.json.encode([batches.blur, batches.shares.tolist(), files, kernels, windows])
-    return hashlib.sha256(content).hexdigest()
 
 
 def command(argv: Sequence[str] | None) -> int:

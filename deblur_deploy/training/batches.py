@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from deblur_deploy.errors import DeblurError, InputError, TrainingError
 from deblur_deploy.media.images import Image
 from deblur_deploy.training.blur import BlurConfig, BlurPlan, draw_plan, synthesise
 from deblur_deploy.training.motion import Array
-from deblur_deploy.training.sources import Patch, Source
+from deblur_deploy.training.sources import Frames, Patch, Source
 
 Stages = list[tuple[int, int, int]]
 """(first step, patches, side in pixels), in order."""
@@ -79,6 +81,14 @@ class Batches(Dataset[Batch]):
     def shape(self, step: int) -> tuple[int, int]:
         """(patches, side in pixels) of the whole batch at ``step``."""
         return next((count, side) for first, count, side in reversed(self.stages) if step >= first)
+
+    def identity(self) -> str:
+        """Names everything that decides which samples a step sees, wherever the folders lie."""
+        files = [[path.name for path in source.files()] for source in self.sources]
+        kernels = [kernel.tobytes() for kernel in self.kernels or []]
+        windows = [source.window for source in self.sources if isinstance(source, Frames)]
+        content = msgspec.json.encode([self.blur, self.shares.tolist(), files, kernels, windows])
+        return hashlib.sha256(content).hexdigest()
 
     def __getitem__(self, step: int) -> Batch:
         count, side = self.shape(step)

@@ -26,6 +26,12 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Photographs, pairs or videos as deblur-train takes them; without any, five that scikit-image carries."""
     frames: tuple[str, ...] = ()
     """Folders of consecutive frames, or videos, as deblur-train takes them."""
+    video: tuple[str, ...] = ()
+    """The same at any rate, as deblur-train takes them."""
+    frames_window: tuple[int, int] = (5, 31)
+    """Fewest and most frames that average to one blur."""
+    bank_gb: float = 4.0
+    """Disk for patches that are blurred ahead, as in deblur-train; with ``minutes``, or on a GPU, there is no bank."""
     steps: int = 600
     """Optimizer steps, over all rounds; 0 is no recovery."""
     minutes: float | None = None
@@ -51,11 +57,14 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seed of data order and blur."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("patches", 1), ("teacher", 0), ("features", 0), ("workers", 0), ("seed", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        least = {"steps": 0, "patches": 1, "teacher": 0, "features": 0, "workers": 0, "seed": 0, "bank_gb": 0}
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {value} or more")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise ValueError(f"minutes is {self.minutes:g}; allowed: more than 0")
+        if not 3 <= self.frames_window[0] <= self.frames_window[1]:
+            raise ValueError(f"frames_window is {self.frames_window}; allowed: (fewest, most) with 3 <= fewest <= most")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate:g}; allowed: more than 0")
         Stage(share=1, patches=self.patches, side_px=self.side_px)
@@ -63,7 +72,7 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     @property
     def weak(self) -> bool:
         """Whether there is no data but the built-in photographs."""
-        return not (self.data or self.frames)
+        return not (self.data or self.frames or self.video)
 
     def training(self, steps: int) -> TrainConfig:
         """The training run of ``steps`` steps."""
@@ -132,10 +141,11 @@ class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def under(self, folder: Path) -> PruneConfig:
         """The same with the training data, whose paths are relative to ``folder``, named from wherever one stands."""
-        data, frames = (
-            tuple(str(folder.absolute() / text) for text in texts) for texts in (self.recover.data, self.recover.frames)
-        )
-        return msgspec.structs.replace(self, recover=msgspec.structs.replace(self.recover, data=data, frames=frames))
+        paths = {
+            name: tuple(str(folder.absolute() / text) for text in getattr(self.recover, name))
+            for name in ("data", "frames", "video")
+        }
+        return msgspec.structs.replace(self, recover=msgspec.structs.replace(self.recover, **paths))
 
     def missed(self, ms: float) -> list[str]:
         """What there is to say if the chosen network, timed once more, takes ``ms``."""

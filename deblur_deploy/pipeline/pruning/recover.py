@@ -25,6 +25,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.files import writing_file
 from deblur_deploy.pipeline.photos import builtin_photographs
 from deblur_deploy.pipeline.pruning.config import RecoverConfig
+from deblur_deploy.training.bank import Bank, bank_folder
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.checkpoint import load_checkpoint
@@ -92,7 +93,9 @@ def batches_for(config: RecoverConfig, training: TrainConfig, folder: Path) -> B
     """What recovery trains on; videos are unpacked into ``folder``.  Raises InputError for data of no use."""
     weighted: list[tuple[Source, float]] = [(Photos(builtin_photographs()), 1.0)]
     if not config.weak:
-        found = find_sources(config.data, config.frames, frames_folder=folder / "frames")
+        found = find_sources(
+            config.data, config.frames, config.video, frames_folder=folder / "frames", window=config.frames_window
+        )
         weighted = [pair for item in found for pair in item.weighted()]
     return Batches(weighted, BlurConfig(), training.schedule(), seed=config.seed)
 
@@ -113,8 +116,11 @@ def recover(
     out: Path,
     sets: PairSets,
     watch: Callable[[Progress], None] | None = None,
+    filling: Callable[[int, int], object] = lambda _made, _of: None,
 ) -> Recovered:
     """Fine-tune a copy of ``student``; validation on ``sets`` says which step was the best.
+
+    ``watch`` is told of every step, ``filling`` how many of how many patches were blurred ahead.
 
     ``out`` keeps the run's state: the same call goes on where an interrupted one stopped.  Raises KeyboardInterrupt,
     everything saved, if a signal asks to stop; InputError if ``out`` holds another run.
@@ -126,12 +132,15 @@ def recover(
     training = config.training(steps)
     batches = batches_for(config, training, out)
     trainer = _trainer(student, teacher, config, training, out, _identity(batches, teacher, config))
+    feed: Batches | Bank = batches
+    if config.bank_gb and config.minutes is None and trainer.device.type == "cpu":
+        feed = Bank(batches, bank_folder(), batches.identity(), int(config.bank_gb * 2**30), watch=filling)
     if (out / "state.safetensors").exists():
         trainer.load_state()
     elif sets:
         before = validate(student, sets)
         trainer.best_gain = sum(row.mean.gain_db for row in before.values()) / len(before)
-    trainer.run(batches, sets, watch)
+    trainer.run(feed, sets, watch)
     if trainer.step < steps:
         raise KeyboardInterrupt
     best = out / "best.safetensors"
@@ -149,9 +158,8 @@ def _trainer(
 
 def _identity(batches: Batches, teacher: UNet, config: RecoverConfig) -> str:
     """Names the data and the teacher, so that no other run is resumed."""
-    files = [[path.name for path in source.files()] for source in batches.sources]
     weights = [hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest() for value in teacher.parameters()]
-    content = [batches.blur, batches.shares.tolist(), files, config.teacher, config.features, weights]
+    content = [batches.identity(), config.teacher, config.features, weights]
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 

@@ -158,6 +158,7 @@ class Shrinking:
 
         def make(folder: Path) -> Record:
             from deblur_deploy.pipeline.pruning.recover import recover
+            from deblur_deploy.training.bank import PIECE
             from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
             from deblur_deploy.training.train import Progress
 
@@ -166,14 +167,18 @@ class Shrinking:
                     psnr = "".join(f", PSNR {row.mean.psnr:.2f} dB" for row in now.quality.values())
                     self.stages.on_progress(f"recovery, step {now.step}: loss {now.loss:.4f}{psnr}")
 
+            def filling(made: int, of: int) -> None:
+                if made * 10 // of > (made - PIECE) * 10 // of:
+                    self.stages.on_progress(f"recovery: {made / of:.0%} of {of} patches are blurred ahead")
+
             dense, unet = load_checkpoint(self.checkpoint), load_checkpoint(source)
             run, sets = folder / "run", {"pairs": self.pairs.images}
             try:
-                done = recover(unet, dense, how, run, sets, watch)
+                done = recover(unet, dense, how, run, sets, watch, filling)
             except ModelError as error:
                 self.stages.on_progress(f"recovery: what an interrupted run left is damaged ({error}); begun again")
                 shutil.rmtree(run)
-                done = recover(unet, dense, how, run, sets, watch)
+                done = recover(unet, dense, how, run, sets, watch, filling)
             save_checkpoint(done.unet, folder / PRUNED)
             shutil.rmtree(run, ignore_errors=True)
             return {"steps": done.steps, "seconds": round(done.seconds, 1)}
@@ -189,7 +194,7 @@ class Shrinking:
                 "pairs": self.pairs.digest,
             },
             # Of the data, what it is counts and not where it lies; loader processes only make batches sooner.
-            config=msgspec.structs.replace(how, workers=0, data=(), frames=()),
+            config=msgspec.structs.replace(how, workers=0, data=(), frames=(), video=()),
             environment=_computing(),
             resumes=True,
         )
@@ -257,8 +262,8 @@ def data_digest(config: RecoverConfig) -> str:
     To read all of them could take minutes.
     """
     whole = hashlib.sha256()
-    for kind, texts in (("data", config.data), ("frames", config.frames)):
-        for text in texts:
+    for kind in ("data", "frames", "video"):
+        for text in getattr(config, kind):
             path_text, _, share = (text, "", "") if Path(text).exists() else text.rpartition("=")
             root = Path(path_text)
             whole.update(f"{kind} {share}\n".encode())
