@@ -60,6 +60,10 @@ class Pruning(Options):
     """Photographs, pairs or videos, as deblur-train takes them; without any, the built-in ones."""
     frames: tuple[str, ...] = ()
     """Consecutive frames, as deblur-train takes them."""
+    video: tuple[str, ...] = ()
+    """The same at any rate."""
+    frames_window: tuple[int, int] = RecoverConfig().frames_window
+    """Fewest and most frames that average to one blur."""
     val: tuple[Path, ...] = ()
     """Pairs to measure on; without any, the built-in ones."""
     work: Path = Path("pruning-work")
@@ -76,6 +80,10 @@ class Pruning(Options):
     """Of recovery, and of the dense network that is trained on."""
     learning_rate: float = RecoverConfig().learning_rate
     """Of the same."""
+    seed: int = 0
+    """Of data order and blur."""
+    scratch: bool = True
+    """Train the same widths from scratch, which takes as long again."""
     longer: bool = False
     """Train the dense network on, too."""
     importance: Importance = "taylor"
@@ -92,6 +100,9 @@ class Pruning(Options):
         return RecoverConfig(
             data=self.data,
             frames=self.frames,
+            video=self.video,
+            frames_window=self.frames_window,
+            seed=self.seed,
             steps=steps,
             patches=self.patches,
             side_px=side,
@@ -120,9 +131,10 @@ def run(options: Pruning) -> int:
         on_progress(f"recovering at {share:.0%}")
         folder = options.work / f"recovered-{share:g}"
         nets[share, "recovered"] = recover(pruned, dense, config, folder, {}, recovering).unet
-        on_progress(f"from scratch at {share:.0%}")
-        torch.manual_seed(config.seed)
-        nets[share, "scratch"] = _train(UNet(pruned.config), fresh, options.work / f"scratch-{share:g}")
+        if options.scratch:
+            on_progress(f"from scratch at {share:.0%}")
+            torch.manual_seed(config.seed)
+            nets[share, "scratch"] = _train(UNet(pruned.config), fresh, options.work / f"scratch-{share:g}")
     if options.longer:
         on_progress("the dense network, trained on")
         again = load_checkpoint(options.checkpoint)
@@ -149,13 +161,13 @@ def run(options: Pruning) -> int:
     shipped = sha256(options.checkpoint) == sha256(DEFAULT_CHECKPOINT)
     name = "pruning" if shipped else f"pruning-{options.checkpoint.stem}"
     _draw(options.out / name, rows, found["sensitivity"])
-    data, frames = (tuple(Path(text).name for text in texts) for texts in (config.data, config.frames))
+    names = {kind: tuple(Path(text).name for text in getattr(config, kind)) for kind in ("data", "frames", "video")}
     settings = options.settings(
         checkpoint=options.checkpoint.stem,
         checkpoint_sha256=sha256(options.checkpoint),
         prune={name: getattr(how, name) for name in ("importance", "multiple", "balance")},
-        training=msgspec.to_builtins(msgspec.structs.replace(config, data=data, frames=frames)),
-        scratch={"optimizer": fresh.optimizer, "learning_rate": fresh.learning_rate},
+        training=msgspec.to_builtins(msgspec.structs.replace(config, **names)),
+        scratch={"optimizer": fresh.optimizer, "learning_rate": fresh.learning_rate} if options.scratch else None,
         sets={name: [pair.name for pair in pairs] for name, pairs in sets.items()},
     )
     record = new_record(name, settings, notes=notes, rows=rows, found=found)
@@ -267,7 +279,8 @@ def _summary(rows: list[Row]) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"share": share}
         dense = at[1.0, "dense", "torch"].psnr or 0
         for kind in ("pruned", "recovered", "scratch"):
-            line[f"{kind}_db"] = (at[share, kind, "torch"].psnr or 0) - dense
+            if row := at.get((share, kind, "torch")):
+                line[f"{kind}_db"] = (row.psnr or 0) - dense
         if longer := at.get((1.0, "trained on", "torch")):
             line["recovered_to_trained_on_db"] = line["recovered_db"] + dense - (longer.psnr or 0)
         for provider in providers:

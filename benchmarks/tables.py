@@ -139,16 +139,18 @@ def pruning_table(record: Record) -> Table:
     timed = {(row.facts["share"], row.provider): row for row in record.rows if row.median_ms}
     providers = list(dict.fromkeys(provider for _, provider in timed))
     whole = [text for provider in providers for text in ("", digits(timed[1.0, provider].median_ms))]
-    lines = [["100%", f"{dense.facts['macs_per_pixel'] / 1e3:.1f}", "", "", "", *whole]]
+    titles = {"pruned": "pruned, dB", "recovered": "recovered, dB", "scratch": "from scratch, dB"}
+    kinds = [kind for kind in titles if any(f"{kind}_db" in line for line in record.found["summary"])]
+    lines = [["100%", f"{dense.facts['macs_per_pixel'] / 1e3:.1f}", *("" for _ in kinds), *whole]]
     for line in record.found["summary"]:
         row = small[line["share"]]
         values = [f"{line['share']:.0%}", f"{row.facts['macs_per_pixel'] / 1e3:.1f}"]
-        values += [f"{line[f'{kind}_db']:+.2f}" for kind in ("pruned", "recovered", "scratch")]
+        values += [f"{line[f'{kind}_db']:+.2f}" for kind in kinds]
         for provider in providers:
             ms, times = timed[line["share"], provider].median_ms, line[f"{provider}_speedup"]
             values += [f"{line[f'{provider}_int8_db']:+.2f}", f"{digits(ms)} ({times:.2f}x)"]
         lines.append(values)
-    columns = ["MACs kept", "kMAC a pixel", "pruned, dB", "recovered, dB", "from scratch, dB"]
+    columns = ["MACs kept", "kMAC a pixel", *(titles[kind] for kind in kinds)]
     columns += [text for of in providers for text in (f"int8 on {of}, dB", f"ms at {AT} (times faster)")]
     training, trained = record.settings["training"], [row for row in record.rows if row.variant == "trained on"]
     batch = f"{training['patches']} patches of {training['side_px']} px"

@@ -123,10 +123,11 @@ def test_ctrl_c_saves_and_resuming_equals_never_having_stopped(data: Path, tmp_p
     assert columns[0] == columns[1]
 
 
-def cli(*words: object, **more: str) -> subprocess.Popen[str]:
+def cli(*words: object, start_new_session: bool = False, **more: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
     run = [sys.executable, *(("-m", "deblur_deploy.cli.train") if words[0] != "-m" else ()), *map(str, words)]
-    return subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(run, env=environment, start_new_session=start_new_session, **pipes)
 
 
 def finished(process: subprocess.Popen[str]) -> str:
@@ -163,6 +164,20 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(data: Path, tmp_path: 
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
         "best.safetensors", "curve.png", "last.safetensors", "log.csv", "sheet.png", "state.safetensors"
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_end_of_a_whole_group_is_one_line(data: Path, tmp_path: Path) -> None:
+    """As service managers end it: loaders get the signal too, and may not die before the trainer has stopped."""
+    endless = arguments(data, tmp_path / "run", "1:4x24", steps=100_000)
+    training = cli(*endless, start_new_session=True, DEBLUR_CACHE=str(tmp_path / "cache"))
+    while training.poll() is None and not list(tmp_path.glob("cache/bank/*/made.npy")):
+        time.sleep(0.01)
+    os.killpg(training.pid, signal.SIGTERM)
+    said, _ = training.communicate(timeout=60)
+    assert training.returncode == 130, said
+    assert "stopped at step" in said
+    assert "Error" not in said
 
 
 def step_of(state: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class Batches(Dataset[Batch]):
                 collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batching it gets one item, not a list
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
-                worker_init_fn=_one_thread,
+                worker_init_fn=_begin,
             )
             # A forked process hangs when it touches OpenCV's thread pool, so there must be none while they start.
             threads = cv2.getNumThreads()
@@ -175,5 +176,7 @@ def _stacked(images: list[Image], side: int) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def _one_thread(_: int) -> None:
+def _begin(_: int) -> None:
+    """In a loader process: a signal to the whole group is the trainer's to answer, which then ends its loaders."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
