@@ -138,7 +138,8 @@ def profile_variant(options: Latency) -> int:
         precision=arithmetic,
         threads=options.threads,
         runs=runs,
-        ceiling=1e12 * ceilings[f"{arithmetic}_tops"]["rate"] / 2,
+        # A multiply-accumulate is two operations.
+        ceiling=1e12 * ceilings.get(f"{arithmetic}_tops", {"rate": 0.0})["rate"] / 2,
     )
     title = f"{options.model.name}/{variant.name} on {provider.name} in {arithmetic}, {options.threads} threads"
     Console(width=None if sys.stdout.isatty() else 160).print(nodes.as_table(found, title))

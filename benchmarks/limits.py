@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 import torch
-from common import Sized, pairs, product, progress, save, script, text_of
+from common import Sized, pairs, product, progress, save, script
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from deblur_deploy.errors import InputError
@@ -78,7 +78,7 @@ def run(options: Limits) -> int:
                 notes.append(f"share of {row.variant} on {row.provider} skipped: no ceiling {error} was measured")
     record = new_record(
         "limits",
-        options.settings(matrix_side=side, size=", ".join(text_of(plan.sizes))),
+        options.settings(matrix_side=side, size=", ".join(dict.fromkeys(row.size for row in outcome.rows))),
         reference_ms=outcome.reference_ms,
         stolen=outcome.stolen,
         notes=notes,

@@ -190,7 +190,9 @@ def profile(
 
 def as_table(found: Mapping[str, Any], title: str, least: float = 0.005) -> Table:
     """Types, then the nodes that take at least this share."""
-    grid = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    rate = f"{found['ceiling_giga_macs_per_s']:.0f} GMAC/s"
+    ceiling = f"Ceiling: {rate}, the best of large matrix products and of a wide convolution"
+    grid = Table(title=title, caption=f"{ceiling}; a shape may do better.", box=SIMPLE_HEAD, pad_edge=False)
     grid.add_column("node")
     for heading in ("type", "gives"):
         grid.add_column(heading)

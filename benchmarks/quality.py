@@ -26,7 +26,7 @@ def run(options: Quality) -> int:
     notes: list[str] = []
     entries = product(options, notes)
     sets: dict[str, Sequence[Pair]] = {BUILTIN: pairs(options)}
-    more, failed = usable_sets(options.data)
+    more, failed = usable_sets(options.data) if options.data else ({}, [])
     sets |= more
     rows = measure_quality(entries, sets, progress())
     counts = {name: len(chosen) for name, chosen in sets.items()}

@@ -416,6 +416,33 @@ def test_another_machine_has_a_page_of_its_own_and_a_line_in_the_index(checkout,
     assert named == {"arm.md", "arm-pareto.svg", "arm-latency.svg"}
 
 
+def test_quality_needs_no_data_and_measures_what_was_chosen(script, bundle, tmp_path):
+    quality = script("quality")
+    chosen = {"providers": ("cpu",), "variants": ("fp32", "int8")}
+    assert quality.run(quality.Quality(model=bundle, out=tmp_path, quick=True, **chosen)) == 0
+    record = read_record(tmp_path / "quality.json")
+    assert [row.variant for row in record.rows] == ["fp32", "int8"]
+    assert record.settings["providers"] == ["cpu"]
+
+
+def test_limits_take_the_latencies_of_a_record_of_the_same_files(script, bundle, tmp_path, monkeypatch):
+    limits = script("limits")
+    monkeypatch.setattr(limits, "measure_latency", lambda *_: pytest.fail("measured"))
+    options = limits.Limits(model=bundle, rows=tmp_path / "latency.json")
+    of_these = new_record("latency", options.settings(), rows=[row("int8", 10.0)])
+    write_json(tmp_path / "latency.json", of_these)
+    assert limits._timed(options, None, [], None).rows[0].median_ms == 10
+    write_json(tmp_path / "latency.json", msgspec.structs.replace(of_these, settings={"files": {"int8": "another"}}))
+    with pytest.raises(InputError, match=r"latency.json is of other files than .*; measure again"):
+        limits._timed(options, None, [], None)
+
+
+@pytest.mark.parametrize("size", ["720p", "1280", "0x5", "1280x720x3"])
+def test_sizes_that_are_none_are_refused(script, bundle, size):
+    with pytest.raises(ValueError, match=f"sizes has '{size}'; allowed: WIDTHxHEIGHT"):
+        script("peers").Peers(model=bundle, sizes=(size,))
+
+
 @pytest.mark.slow
 def test_quality_measures_a_real_bundle_on_every_set(checkout, script, tmp_path):
     quality = script("quality")
