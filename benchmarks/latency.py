@@ -127,7 +127,7 @@ def profile_variant(options: Latency) -> int:
     arithmetic, runs = provider.arithmetic(variant.precision, "auto"), 3 if quick else 20
     on_progress("the machine's ceilings")
     if provider.kind == "CPU":
-        ceilings = cpu_ceilings(512 if quick else 2048, options.threads, 1 if quick else 10)
+        ceilings = cpu_ceilings(512 if quick else 2048, options.threads, 1 if quick else 10, (arithmetic,))
     else:
         ceilings = gpu_ceilings(8192)
     on_progress(f"every node of {variant.name} on {provider.name}")

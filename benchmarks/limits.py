@@ -10,7 +10,7 @@ what caches save.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -98,8 +98,13 @@ def _timed(options: Limits, plan: Plan, notes: list[str], on_progress: Progress)
     return Outcome(rows=record.rows, reference_ms=record.reference_ms, stolen=record.stolen)
 
 
-def cpu_ceilings(side: int, threads: int, seconds: float) -> dict[str, Any]:
-    """Tera-operations a second (a multiply-add is two) by precision, each the best of several libraries, and GB/s."""
+def cpu_ceilings(
+    side: int, threads: int, seconds: float, kinds: Collection[str] = ("fp32", "bf16", "int8", "copy")
+) -> dict[str, Any]:
+    """Tera-operations a second (a multiply-add is two) by precision, each the best of several libraries, and GB/s.
+
+    ``kinds`` are those to measure: where a processor has no instructions for one, such as bf16, that takes minutes.
+    """
     torch.set_num_threads(threads)
     floats = torch.randn(side, side)
     halves = floats.to(torch.bfloat16)
@@ -118,6 +123,7 @@ def cpu_ceilings(side: int, threads: int, seconds: float) -> dict[str, Any]:
         "copy torch": lambda: target.copy_(source),
     }
     operations = {"int8 onnxruntime, convolution": 2 * 9 * _WIDE * image.size}
+    calls = {name: call for name, call in calls.items() if name.partition(" ")[0] in kinds}
     return _best(take_turns(calls, rounds=20, budget_s=seconds), side, source.nbytes, operations)
 
 

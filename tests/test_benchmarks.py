@@ -119,6 +119,7 @@ def test_a_ceiling_is_the_best_of_what_was_tried_and_counts_its_operations(scrip
     monkeypatch.setattr(limits, "take_turns", take_turns)
     threads = torch.get_num_threads()
     found = limits.cpu_ceilings(256, 1, 1.0)
+    assert list(limits.cpu_ceilings(256, 1, 1.0, ("int8",))) == ["int8_tops"]
     torch.set_num_threads(threads)
     assert found["fp32_tops"]["rate"] == pytest.approx(2 * 256**3 / 1e12)
     # In the same second the convolution did more: 256 x 256 values, each multiplied 9 x 512 times.
