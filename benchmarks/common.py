@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.evaluation.record import Record, Row, write_json
 from deblur_deploy.pipeline.photos import builtin_pairs
 from deblur_deploy.runtime.bundle import Bundle
+from deblur_deploy.runtime.names import located
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.shipped import DEFAULT_BUNDLE
@@ -25,6 +27,7 @@ from deblur_deploy.shipped import DEFAULT_BUNDLE
 RESULTS = Path(__file__).parent / "results"
 PROVIDERS = ("cpu", "openvino", "cuda")
 BUILTIN = "built-in photographs"
+_SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Options:
     """What every script can be told."""
 
     model: Path = DEFAULT_BUNDLE
-    """Bundle of deblur-export."""
+    """Bundle of deblur-export, or its name."""
     threads: int = usable_cores()
     """Cores to use, the same for every candidate."""
     out: Path = RESULTS
@@ -41,6 +44,7 @@ class Options:
     """Fewer and shorter measurements: to see that everything works."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", located(self.model))
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; allowed: 1 or more")
 
@@ -48,6 +52,44 @@ class Options:
         """The options as a record keeps them."""
         files = {name: variant.sha256 for name, variant in Bundle.read(self.model).variants.items()}
         return {"model": self.model.name, "files": files, "threads": self.threads, "quick": self.quick, **more}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen(Options):
+    """What scripts can be told that measure every variant on every provider."""
+
+    providers: tuple[str, ...] = PROVIDERS
+    """Those of them that are present."""
+    variants: tuple[str, ...] = ()
+    """Files of the bundle, such as 'int8'; by default all."""
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """The options as a record keeps them."""
+        return super().settings(providers=list(self.providers), variants=list(self.variants), **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized(Chosen):
+    """What they can be told where it is about time."""
+
+    sizes: tuple[str, ...] = ()
+    """WIDTHxHEIGHT of the images that are timed; by default the script's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for size in self.sizes:
+            if not _SIZE.fullmatch(size):
+                raise ValueError(f"sizes has {size!r}; allowed: WIDTHxHEIGHT such as 1280x720")
+
+    def sizes_or(self, usual: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """Width and height of each size."""
+        asked = [(int(width), int(height)) for width, height in (size.split("x") for size in self.sizes)]
+        return tuple(asked or usual)
+
+
+def text_of(sizes: Iterable[tuple[int, int]]) -> list[str]:
+    """Sizes as rows and records name them."""
+    return [f"{width}x{height}" for width, height in sizes]
 
 
 def present(names: Iterable[str], notes: list[str]) -> list[str]:
@@ -62,9 +104,10 @@ def present(names: Iterable[str], notes: list[str]) -> list[str]:
     return found
 
 
-def product(options: Options, notes: list[str], variants: Sequence[str] = ()) -> list[Entry]:
-    """The bundle's variants on every provider of this machine."""
-    return entries_of(options.model, present(PROVIDERS, notes), variants=variants, threads=options.threads)
+def product(options: Chosen, notes: list[str]) -> list[Entry]:
+    """The bundle's variants on every provider of this machine, or those that were asked for."""
+    providers = present(options.providers, notes)
+    return entries_of(options.model, providers, variants=options.variants, threads=options.threads)
 
 
 def pairs(options: Options) -> list[Pair]:

@@ -3,9 +3,10 @@
     python -m benchmarks.engine all
 
 ``overhead`` runs the engine and ``session.run`` of the same session in turn at 1280x720; ``cold`` starts new processes;
-``large`` restores a photo of 20 megapixels (--photo, else noise); ``threads`` compares 8 threads with one; ``soak``
-makes many calls of varying sizes.  Each runs in a process of its own, and ends in one JSON line; ``all`` keeps them in
-one record, with the frames per second beside what the machine's ceilings would allow.
+``memory`` is what one image of that size takes; ``large`` restores a photo of 20 megapixels (--photo, else noise);
+``threads`` compares 8 threads with one; ``soak`` makes many calls of varying sizes.  Each runs in a process of its own,
+and ends in one JSON line; ``all`` keeps them in one record, with the frames per second beside what the machine's
+ceilings would allow.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.runtime.threads import usable_cores
 
 SIZE = "1280x720"
-PARTS = ("overhead", "cold", "large", "threads", "soak")
+PARTS = ("overhead", "cold", "memory", "large", "threads", "soak")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine(Options):
     """Measure the engine, or one part of it."""
 
-    what: Annotated[Literal["all", "overhead", "cold", "large", "threads", "soak"], tyro.conf.Positional] = "all"
+    what: Annotated[Literal["all", "overhead", "cold", "memory", "large", "threads", "soak"], tyro.conf.Positional] = (
+        "all"
+    )
     """``all`` writes a record; one part only prints what it found."""
     provider: str = "auto"
     """Execution provider."""

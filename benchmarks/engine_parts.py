@@ -84,6 +84,23 @@ def cold(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def memory(options: dict[str, Any]) -> dict[str, Any]:
+    """MiB over the bare interpreter with its libraries and one 1280x720 image: when loaded, for the first image, and
+    when its size has a session of its own."""
+    import onnxruntime
+
+    assert onnxruntime.__version__
+    image = noise(720, 1280)
+    bare = status_mb("VmRSS")
+    engine = make(options)
+    found = {"bare_mb": bare, "loaded_mb": status_mb("VmRSS") - bare}
+    engine(image)
+    found |= {"first_peak_mb": status_mb("VmHWM") - bare, "after_first_mb": status_mb("VmRSS") - bare}
+    for _ in range(4):
+        engine(image)
+    return {**found, "peak_mb": status_mb("VmHWM") - bare, "variant": engine.receipt.variant}
+
+
 def large(options: dict[str, Any]) -> dict[str, Any]:
     """Peak memory over the bare interpreter with its libraries, and time per megapixel against 1 megapixel."""
     import onnxruntime
@@ -160,7 +177,7 @@ def make(options: dict[str, Any]) -> DeblurEngine:
     return DeblurEngine(options["model"], options["provider"], options["precision"], threads=options["threads"])
 
 
-PARTS = {part.__name__: part for part in (overhead, cold, large, threads, soak)}
+PARTS = {part.__name__: part for part in (overhead, cold, memory, large, threads, soak)}
 
 if __name__ == "__main__":
     print(json.dumps(PARTS[sys.argv[1]](json.loads(sys.argv[2]))))

@@ -24,7 +24,8 @@ from deblur_deploy.media.images import read_image
 from deblur_deploy.media.listing import look_into
 
 WHEELS = ("docstring-parser", "filelock", "msgspec", "psutil", "typeguard", "tyro")
-"""What deblur-train needs beyond torch, accelerate, safetensors, OpenCV, scikit-image, jinja2, matplotlib and rich."""
+"""What deblur-train and the benchmarks need beyond torch, accelerate, safetensors, OpenCV, scikit-image, jinja2,
+matplotlib and rich."""
 QUALITIES = (92, 88, 84, 80, 75, 70, 60)
 
 
@@ -77,6 +78,12 @@ def write(arguments: Arguments, folder: Path, quality: int) -> int:
     return total
 
 
+def download(folder: Path, python: str) -> None:
+    """Fetch the wheels for that Python on Linux."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+    subprocess.run([*command, "--python-version", python, "--dest", str(folder), *WHEELS], check=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the pack."""
     arguments = tyro.cli(Arguments, args=argv)
@@ -88,9 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             raise InputError(f"more than {arguments.limit_mb} MB even at quality {QUALITIES[-1]}; lower --photo-px")
         shutil.copy(arguments.init, folder / "init.safetensors")
-        download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-        download += ["--python-version", arguments.python, "--dest", str(folder / "wheels")]
-        subprocess.run([*download, *WHEELS], check=True)
+        download(folder / "wheels", arguments.python)
     print(f"{arguments.pack}: {total / 1e6:.1f} MB of pictures at quality {quality}")
     return 0
 

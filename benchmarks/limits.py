@@ -10,10 +10,11 @@ what caches save.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,12 +22,13 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 import torch
-from common import Options, pairs, product, progress, save, script
+from common import Sized, pairs, product, progress, save, script
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
-from deblur_deploy.evaluation.bench import Plan, measure_latency
+from deblur_deploy.errors import InputError
+from deblur_deploy.evaluation.bench import Outcome, Plan, Progress, measure_latency
 from deblur_deploy.evaluation.latency import Timing, take_turns
-from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.evaluation.record import Row, new_record, read_record
 from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.training.unet import UNetConfig
 
@@ -35,11 +37,13 @@ _BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits(Options):
+class Limits(Sized):
     """Measure the machine's ceilings, and each variant's share of them."""
 
     side: int = 2048
     """Height and width of the matrices."""
+    rows: Path | None = None
+    """Take the latencies from this record of latency.py instead of measuring them."""
 
 
 def run(options: Limits) -> int:
@@ -56,8 +60,8 @@ def run(options: Limits) -> int:
     else:
         gpu = {}
         notes.append("GPU skipped: torch finds no CUDA device")
-    plan = Plan(sizes=(SIZE,), budget_s=10 if options.quick else 60)
-    outcome = measure_latency(product(options, notes), pairs(options)[0].blurred, plan, on_progress)
+    plan = Plan(sizes=options.sizes_or([SIZE]), budget_s=10 if options.quick else 60)
+    outcome = _timed(options, plan, notes, on_progress)
     on_progress("ceilings of the CPU again")
     after = cpu_ceilings(side, options.threads, seconds)
     # The better of two moments: on a machine that others use too, one alone may be too low.
@@ -74,7 +78,7 @@ def run(options: Limits) -> int:
                 notes.append(f"share of {row.variant} on {row.provider} skipped: no ceiling {error} was measured")
     record = new_record(
         "limits",
-        options.settings(matrix_side=side, size=f"{SIZE[0]}x{SIZE[1]}"),
+        options.settings(matrix_side=side, size=", ".join(dict.fromkeys(row.size for row in outcome.rows))),
         reference_ms=outcome.reference_ms,
         stolen=outcome.stolen,
         notes=notes,
@@ -84,8 +88,23 @@ def run(options: Limits) -> int:
     return save(record, options)
 
 
-def cpu_ceilings(side: int, threads: int, seconds: float) -> dict[str, Any]:
-    """Tera-operations a second (a multiply-add is two) by precision, each the best of several libraries, and GB/s."""
+def _timed(options: Limits, plan: Plan, notes: list[str], on_progress: Progress) -> Outcome:
+    """What the variants take, measured or from the record; raises InputError if that is of other files."""
+    if options.rows is None:
+        return measure_latency(product(options, notes), pairs(options)[0].blurred, plan, on_progress)
+    record = read_record(options.rows)
+    if record.settings.get("files") != options.settings()["files"]:
+        raise InputError(f"{options.rows} is of other files than {options.model}; measure again")
+    return Outcome(rows=record.rows, reference_ms=record.reference_ms, stolen=record.stolen)
+
+
+def cpu_ceilings(
+    side: int, threads: int, seconds: float, kinds: Collection[str] = ("fp32", "bf16", "int8", "copy")
+) -> dict[str, Any]:
+    """Tera-operations a second (a multiply-add is two) by precision, each the best of several libraries, and GB/s.
+
+    ``kinds`` are those to measure: where a processor has no instructions for one, such as bf16, that takes minutes.
+    """
     torch.set_num_threads(threads)
     floats = torch.randn(side, side)
     halves = floats.to(torch.bfloat16)
@@ -104,6 +123,7 @@ def cpu_ceilings(side: int, threads: int, seconds: float) -> dict[str, Any]:
         "copy torch": lambda: target.copy_(source),
     }
     operations = {"int8 onnxruntime, convolution": 2 * 9 * _WIDE * image.size}
+    calls = {name: call for name, call in calls.items() if name.partition(" ")[0] in kinds}
     return _best(take_turns(calls, rounds=20, budget_s=seconds), side, source.nbytes, operations)
 
 
@@ -241,6 +261,8 @@ def share(row: Row, config: UNetConfig, ceilings: dict[str, dict[str, Any]]) -> 
     return {
         "variant": row.variant,
         "provider": row.provider,
+        "size": row.size,
+        "device": row.facts["receipt"]["device"],
         "arithmetic": arithmetic,
         "ms": milliseconds,
         "giga_operations": operations / 1e9,

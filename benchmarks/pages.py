@@ -12,7 +12,10 @@ from statistics import fmean
 import msgspec
 from summary import int8_sentence, machines_table, quality_sentence, short_table, times_faster
 from tables import (
+    AT,
+    at_one_size,
     networks_table,
+    one_thread_table,
     other_figures,
     other_tables,
     peers_table,
@@ -81,6 +84,8 @@ def machine_page(name: str, records: Records) -> str:
 def machine_tables(records: Records) -> list[Table]:
     """All tables of one machine, in the order in which people ask."""
     found = [product_table(merged(records), records.get("limits"))]
+    if (alone := one_thread_table(records["latency"])) is not None:
+        found.append(alone)
     if "quality" in records and (by_set := sets_table(records["quality"])) is not None:
         found.append(by_set)
     if "peers" in records:
@@ -163,6 +168,7 @@ def figures(records: Records) -> dict[str, Callable[[], str]]:
                 row["share_of_compute"], row["share_of_bandwidth"]
             )
             for row in shares
+            if row.get("size", AT) == AT
         }
         found["shares"] = partial(plots.shares, values, "share of the measured ceiling, %")
     return found
@@ -170,7 +176,7 @@ def figures(records: Records) -> dict[str, Callable[[], str]]:
 
 def _peers_points(peers: Record) -> tuple[list[plots.Point], float | None, str]:
     """Ours and others' on the product's network, the PSNR of what went in, and the size."""
-    good = [row for row in peers.rows if row.error is None and row.model == peers.found["product_model"]]
+    good = [row for row in at_one_size(peers) if row.error is None and row.model == peers.found["product_model"]]
     ours = [row for row in good if row.provider in OURS]
     named = [msgspec.structs.replace(row, variant=f"{row.variant}, {row.provider}") for row in good]
     points = [

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 import torch
-from common import PROVIDERS, Options, pairs, present, product, progress, save, script
+from common import Sized, pairs, present, product, progress, save, script, text_of
 
 from deblur_deploy.errors import InputError, ModelError
 from deblur_deploy.evaluation.bench import Entry, Plan, Progress, entries_of, measure_latency
@@ -44,7 +44,7 @@ SHIPPED = "shipped"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peers(Options):
+class Peers(Sized):
     """Compare the bundle with what other tools make of the same checkpoint."""
 
     checkpoint: Path = DEFAULT_CHECKPOINT
@@ -52,6 +52,10 @@ class Peers(Options):
     networks: tuple[str, ...] = (SHIPPED,)
     """What to compare on, one after the other: 'shipped' (the bundle), checkpoints, or presets (article, hd, quality)
     with weights drawn from a seed: as fast as trained ones, but without a PSNR that tells anything."""
+    only: tuple[str, ...] = ()
+    """Only these peers, such as 'eager fp32'; by default all."""
+    quality: bool = True
+    """Measure PSNR and SSIM too."""
     budget_s: float = 150
     """Seconds of timed calls, for each network."""
 
@@ -77,7 +81,8 @@ def run(options: Peers) -> int:
     notes: list[str] = []
     crops = [_crop(pair) for pair in pairs(options)]
     photo = pairs(options)[0].blurred
-    plan = Plan(sizes=(SIZE,), budget_s=options.budget_s / 5 if options.quick else options.budget_s)
+    budget_s = options.budget_s / 5 if options.quick else options.budget_s
+    plan = Plan(sizes=options.sizes_or([SIZE]), budget_s=budget_s)
     on_progress = progress()
     rows: list[Row] = []
     about: dict[str, Any] = {}
@@ -87,7 +92,11 @@ def run(options: Peers) -> int:
         with tempfile.TemporaryDirectory(prefix="deblur-peers-") as folder:
             network = _network(name, options, Path(folder), notes, on_progress)
             theirs, failed = _peers(network, options, Path(folder), notes, on_progress)
-            outcome = measure([*network.ours, *theirs], {"crops": crops}, photo, plan, on_progress)
+            entries = [*network.ours, *theirs]
+            if options.quality:
+                outcome = measure(entries, {"crops": crops}, photo, plan, on_progress)
+            else:
+                outcome = measure_latency(entries, photo, plan, on_progress)
             rows += [*outcome.rows, *failed]
             references = references or outcome.reference_ms
             about[network.name] = {"weights": network.weights, "machine_noise": outcome.machine_noise}
@@ -95,11 +104,11 @@ def run(options: Peers) -> int:
             if at == 0:
                 on_progress("int8 and eager PyTorch in turn")
                 found["product_model"] = network.name
-                found["int8_cpu_against_eager_fp32"] = _int8_against_eager([*network.ours, *theirs], photo, plan)
+                found["int8_cpu_against_eager_fp32"] = _int8_against_eager(entries, photo, plan)
     record = new_record(
         "peers",
         options.settings(
-            sizes=[f"{SIZE[0]}x{SIZE[1]}"],
+            sizes=text_of(plan.sizes),
             budget_s=plan.budget_s,
             data=f"{CROP}x{CROP} crops of the built-in photographs",
             pairs=[pair.name for pair in crops],
@@ -132,13 +141,15 @@ def _network(name: str, options: Peers, folder: Path, notes: list[str], on_progr
     photos, how = builtin_calibration(), Recipe().int8
     if weights == "seeded":
         how = msgspec.structs.replace(how, method="minmax", rounding="nearest")  # Only their time is looked at.
-    files = [
-        exporter.fp32(),
-        exporter.fp16(),
-        *(plain_int8(exporter, photos, how, layout) for layout in ("rows", "planes")),
-    ]
-    providers = present(PROVIDERS, notes)
-    entries = [entry for made in files for entry in entries_of(made.path, providers, threads=options.threads)]
+    made = {
+        "fp32": exporter.fp32,
+        "fp16": exporter.fp16,
+        "int8": lambda: plain_int8(exporter, photos, how, "rows"),
+        "int8-planes": lambda: plain_int8(exporter, photos, how, "planes"),
+    }
+    files = [make() for variant, make in made.items() if variant in (options.variants or made)]
+    providers = present(options.providers, notes)
+    entries = [entry for file in files for entry in entries_of(file.path, providers, threads=options.threads)]
     ours = sorted((replace(entry, model=name) for entry in entries), key=lambda entry: providers.index(entry.provider))
     return Network(name=name, checkpoint=checkpoint, ours=ours, weights=weights)
 
@@ -179,8 +190,11 @@ def _peers(
     found: list[Entry] = []
     failed: list[Row] = []
     threads, checkpoint = options.threads, str(network.checkpoint.resolve())
+    timed = options.sizes_or([SIZE])
 
     def add(variant: str, library: str, factory: str, prepare: Callable[[], dict[str, Any]]) -> None:
+        if variant not in (options.only or (variant,)):
+            return
         on_progress(f"preparing {library}, {variant}")
         entry = Entry(
             model=network.name,
@@ -194,7 +208,8 @@ def _peers(
         try:
             found.append(replace(entry, arguments={"threads": threads, **prepare()}))
         except Exception as error:  # Whatever another tool fails with, its row says it and the others stand.
-            failed.append(entry.row(f"{SIZE[0]}x{SIZE[1]}", error=f"{type(error).__name__}: {str(error)[:300]}"))
+            said = f"{type(error).__name__}: {str(error)[:300]}"
+            failed.extend(entry.row(size, error=said) for size in text_of(timed))
 
     def torch_peer(variant: str, **how: Any) -> None:
         add(variant, "PyTorch", "peer_torch:load", lambda: {"checkpoint": checkpoint, **how})
@@ -217,7 +232,7 @@ def _peers(
 
     from peer_torch import export
 
-    sizes = {f"{SIZE[0]}x{SIZE[1]}": SIZE, f"{CROP}x{CROP}": (CROP, CROP)}
+    sizes = dict(zip(text_of(timed), timed, strict=True)) | {f"{CROP}x{CROP}": (CROP, CROP)}
     plain: dict[str, str] = {}
 
     def exported() -> dict[str, str]:
@@ -258,7 +273,8 @@ def _peers(
     if _installed("ncnn", notes) and _installed("pnnx", notes):
 
         def converted() -> dict[str, Any]:
-            param, weights = peer_onnx.export_ncnn(Path(checkpoint), folder, SIZE[1], SIZE[0])
+            (width, height), *_ = timed
+            param, weights = peer_onnx.export_ncnn(Path(checkpoint), folder, height, width)
             return {"param": str(param), "weights": str(weights)}
 
         add("defaults fp32", "ncnn", "peer_onnx:ncnn_native", converted)
@@ -279,9 +295,11 @@ def _int8_against_eager(entries: Sequence[Entry], photo: Image, plan: Plan) -> d
         for wanted in (("int8", "cpu"), ("eager fp32", "PyTorch"))
     ]
     chosen = [entry for entry in pair if entry is not None]
-    rows = measure_latency(chosen, photo, replace(plan, budget_s=plan.budget_s / 5)).rows
-    if len(rows) < 2 or any(row.median_ms is None for row in rows):
-        return {"error": "; ".join(row.error or "" for row in rows) or "one of the two is missing"}
+    if len(chosen) < 2:
+        return {"error": "one of the two is missing"}
+    rows = measure_latency(chosen, photo, replace(plan, sizes=plan.sizes[:1], budget_s=plan.budget_s / 5)).rows
+    if any(row.median_ms is None for row in rows):
+        return {"error": "; ".join(row.error or "" for row in rows)}
     int8, eager = rows
     assert int8.median_ms is not None
     assert eager.median_ms is not None

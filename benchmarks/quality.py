@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import BUILTIN, Options, pairs, product, progress, save, script
+from common import BUILTIN, Chosen, pairs, product, progress, save, script
 
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.evaluation.record import new_record
@@ -14,7 +14,7 @@ from deblur_deploy.evaluation.sets import measure_quality, names, usable_sets
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality(Options):
+class Quality(Chosen):
     """Measure PSNR and SSIM against ground truth, and PSNR against fp32."""
 
     data: tuple[Path, ...] = ()
@@ -26,7 +26,7 @@ def run(options: Quality) -> int:
     notes: list[str] = []
     entries = product(options, notes)
     sets: dict[str, Sequence[Pair]] = {BUILTIN: pairs(options)}
-    more, failed = usable_sets(options.data)
+    more, failed = usable_sets(options.data) if options.data else ({}, [])
     sets |= more
     rows = measure_quality(entries, sets, progress())
     counts = {name: len(chosen) for name, chosen in sets.items()}

@@ -63,24 +63,26 @@ def run(options: Scaling) -> int:
     rows += (threaded := measure_latency(by_threads, photo, plan, on_progress).rows)
     found["threads"] = [{"threads": n, **_figures(row)} for n, row in zip(counts, threaded, strict=True)]
 
+    many = sorted({1, 2, 4, *counts})
     by_streams = [
         replace(
             entry,
-            variant=f"{variant.name}, {n} streams of {options.threads // n} threads",
+            variant=f"{variant.name}, {n} streams of {max(1, options.threads // n)} threads",
             factory="streams:load",
             arguments={
                 "model": str(variant.path),
                 "provider": provider.name,
                 "streams": n,
-                "threads": options.threads // n,
+                # On fewer cores than streams they share them.
+                "threads": max(1, options.threads // n),
             },
         )
-        for n in counts
+        for n in many
     ]
     rows += (streamed := measure_latency(by_streams, photo, plan, on_progress).rows)
     found["streams"] = [
         {"streams": n, "images_per_s": 1e3 * n / row.median_ms if row.median_ms else None, **_figures(row)}
-        for n, row in zip(counts, streamed, strict=True)
+        for n, row in zip(many, streamed, strict=True)
     ]
     on_progress("batches")
     found["batch"] = _batches(entry, at_size(photo, *SIZE), (1, 2, 4) if quick else (1, 2, 4, 8), plan.budget_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tables import AT, ran
+from tables import AT, at_one_size, ran
 
 from deblur_deploy.evaluation.page import Table
 from deblur_deploy.evaluation.record import Record, Row
@@ -44,7 +44,7 @@ def machines_table(machines: Mapping[str, Mapping[str, Record]], described: Mapp
         rows = [row for row in records["latency"].rows if row.size == AT]
         if "peers" in records:
             model = records["peers"].found["product_model"]
-            rows = [row for row in records["peers"].rows if row.model == model]
+            rows = [row for row in at_one_size(records["peers"]) if row.model == model]
         timed = sorted((row for row in rows if row.error is None and row.median_ms), key=lambda row: row.median_ms or 0)
         ours = [row for row in timed if "receipt" in row.facts]
         others = [row for row in timed if "receipt" not in row.facts]

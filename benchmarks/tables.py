@@ -22,7 +22,8 @@ def product_table(rows: Sequence[Row], limits: Record | None) -> Table:
     """One line a variant and provider: latency at every size, memory, quality and the share of the ceiling."""
     sizes = list(dict.fromkeys(row.size for row in rows))
     by_key = {row.key: row for row in rows}
-    shares = {(row["variant"], row["provider"]): row for row in limits.found["shares"]} if limits else {}
+    at_size = [row for row in limits.found["shares"] if row.get("size", AT) == AT] if limits else []
+    shares = {(row["variant"], row["provider"]): row for row in at_size}
     lines = []
     for row in one_a_variant(rows):
         timed = [by_key.get((*row.key[:3], size)) for size in sizes]
@@ -52,10 +53,35 @@ def product_table(rows: Sequence[Row], limits: Record | None) -> Table:
     return Table(heading="The shipped variants", columns=columns, rows=lines, note=note + ".")
 
 
+def one_thread_table(record: Record) -> Table | None:
+    """Every variant with one thread, or None if that was not measured."""
+    found: list[dict[str, Any]] = record.found.get("one_thread", [])
+    lines = [
+        [
+            row["variant"],
+            row["provider"],
+            digits(row["median_ms"]) if row["error"] is None else "failed",
+            ", ".join(name for name in ("chosen", "fastest") if row[name]),
+        ]
+        for row in found
+    ]
+    note = "Of each provider: what the engine takes by itself, and what is fastest of that which it may take."
+    columns = ["variant", "provider", f"{AT}, ms", "of its provider"]
+    return Table(heading="One thread", columns=columns, rows=lines, note=note) if lines else None
+
+
+def at_one_size(record: Record) -> list[Row]:
+    """Rows at 1280x720, or at the first size of the record where that is not among them."""
+    sizes = list(dict.fromkeys(row.size for row in record.rows))
+    wanted = AT if AT in sizes else sizes[0]
+    return [row for row in record.rows if row.size == wanted]
+
+
 def peers_table(record: Record) -> Table:
     """What took turns on the product's own network, fastest first."""
     network = record.found["product_model"]
-    rows = sorted((row for row in record.rows if row.model == network), key=lambda row: row.median_ms or float("inf"))
+    rows = [row for row in at_one_size(record) if row.model == network]
+    rows.sort(key=lambda row: row.median_ms or float("inf"))
     fastest = rows[0].median_ms
     lines = [
         [
@@ -86,7 +112,8 @@ def networks_table(record: Record) -> Table | None:
     networks: dict[str, dict[str, Any]] = record.found.get("networks", {})
     if len(networks) < 2:
         return None
-    times = {(row.variant, _run_by(row), row.model): row for row in record.rows}
+    rows = at_one_size(record)
+    times = {(row.variant, _run_by(row), row.model): row for row in rows}
     first = next(iter(networks))
 
     def cell(who: tuple[str, str], network: str) -> str:
@@ -100,7 +127,7 @@ def networks_table(record: Record) -> Table | None:
     candidates = sorted(dict.fromkeys(key[:2] for key in times), key=order)
     columns = [f"{name} ({about['macs_per_pixel'] / 1e3:.3g} kMAC a pixel)" for name, about in networks.items()]
     return Table(
-        heading=f"Beside other tools on other networks, ms at {next(row.size for row in record.rows if row.size)}",
+        heading=f"Beside other tools on other networks, ms at {rows[0].size}",
         columns=["network in", "run by", *columns],
         rows=[[*who, *(cell(who, network) for network in networks)] for who in candidates],
         note="Networks with weights from a seed are as fast as trained ones.",
@@ -224,7 +251,7 @@ def shares_table(record: Record) -> Table:
     """Operations, bytes, and the share of the ceilings."""
     lines = [
         [
-            row["variant"],
+            row["variant"] if row.get("size", AT) == AT else f"{row['variant']}, {row['size']}",
             f"{row['provider']} in {row['arithmetic']}",
             digits(row["ms"]),
             digits(row["giga_operations"]),

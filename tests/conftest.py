@@ -28,9 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is tuned on this machine must not change a test."""
+    """What is tuned or installed on this machine must not change a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEBLUR_CACHE", str(tmp_path_factory.getbasetemp() / "no-cache"))
+        patch.setenv("DEBLUR_BUNDLES", str(tmp_path_factory.getbasetemp() / "no-bundles"))
         yield
 
 

@@ -31,7 +31,7 @@ from tests.photos import write_pairs
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {
     "latency": "Latency", "quality": "Quality", "peers": "Peers", "limits": "Limits", "scaling": "Scaling",
-    "engine": "Engine", "quantization": "Quantization", "pruning": "Pruning",
+    "engine": "Engine", "video": "Video", "quantization": "Quantization", "pruning": "Pruning",
     "report": "Report",
 }  # fmt: skip
 SIZES = ("640x360", "1280x720")
@@ -119,6 +119,7 @@ def test_a_ceiling_is_the_best_of_what_was_tried_and_counts_its_operations(scrip
     monkeypatch.setattr(limits, "take_turns", take_turns)
     threads = torch.get_num_threads()
     found = limits.cpu_ceilings(256, 1, 1.0)
+    assert list(limits.cpu_ceilings(256, 1, 1.0, ("int8",))) == ["int8_tops"]
     torch.set_num_threads(threads)
     assert found["fp32_tops"]["rate"] == pytest.approx(2 * 256**3 / 1e12)
     # In the same second the convolution did more: 256 x 256 values, each multiplied 9 x 512 times.
@@ -194,6 +195,22 @@ def test_two_passes_are_compared_row_by_row(script):
     assert disagreement(*passes, "p95_ms") == {}
 
 
+def test_with_one_thread_it_is_seen_whether_the_engines_choice_is_the_fastest(script, bundle):
+    latency = script("latency")
+    rows = [row("int8", 30.0), row("fp32", 20.0), row("float", 10.0), row("fp16", None, error="no")]
+    found = latency.one_thread(latency.Latency(model=bundle), rows)
+    assert [line["variant"] for line in found] == ["int8", "fp32", "float", "fp16"]
+    # The engine goes by the bundle, and never takes floats for bytes.
+    assert [line["variant"] for line in found if line["chosen"]] == ["int8"]
+    assert [line["variant"] for line in found if line["fastest"]] == ["fp32"]
+    record = msgspec.structs.replace(records()["latency"], found={"one_thread": found})
+    assert script("tables").one_thread_table(record).rows == [
+        ["int8", "cpu", "30.0", "chosen"], ["fp32", "cpu", "20.0", "fastest"],
+        ["float", "cpu", "10.0", ""], ["fp16", "cpu", "failed", ""],
+    ]  # fmt: skip
+    assert script("tables").one_thread_table(records()["quality"]) is None
+
+
 def row(variant: str, median_ms: float | None, size: str = "640x360", provider: str = "cpu", **more) -> Row:
     receipt = Receipt(
         model="hd", variant=variant, provider="cpu", device="d", precision="int8", effective_precision="int8",
@@ -230,6 +247,7 @@ def records() -> dict[str, Record]:
     pruned = {"heading": "Pruned", "columns": ["removed", "PSNR"], "rows": [["half", "28.41"]], "note": "Recovered."}
     points = [{"label": "half", "group": "pruned", "milliseconds": 20.0, "psnr": 28.41}]
     again = {"second_pass": {"worst": 0.03, "median": 0.01, "where": "int8"}}
+    line = {"variant": "int8", "provider": "cpu", "median_ms": 77.0, "error": None, "chosen": True, "fastest": True}
     settings = {"threads": 2, "quick": False, "data": "crops", "pairs": ["a"], "size": "1280x720"}
     settings |= {"variant": "int8", "provider": "cpu"}
 
@@ -241,7 +259,7 @@ def records() -> dict[str, Record]:
 
     ceilings = {"cpu": {"int8_tops": {"rate": 2.0, "library": "onnxruntime"}}}
     return {
-        "latency": made("latency", latency, **again),
+        "latency": made("latency", latency, **again, one_thread=[line]),
         "quality": made(
             "quality",
             [row(name, None, "", **quality, data="built-in") for name in ("int8", "fp32", "broken")]
@@ -303,6 +321,8 @@ def test_readme_pages_and_figures_are_made_from_the_records(checkout, script):
     page, html = main.read_text(), (checkout / "results" / "report.html").read_text()
     assert "| int8 | cpu, int8 | 10.0 | 40.0 | 25.0 |" in page
     assert "| broken | cpu: failed | failed | failed |" in page
+    assert "## One thread\n\n| variant | provider | 1280x720, ms |" in page
+    assert "| int8 | cpu | 77.0 | chosen, fastest |" in page
     for text in ("28.50 | +1.50 | 0.8000", "61%", "**7.0 times** faster", "differed by 1.0% (median) and 3.0% (most)"):
         assert text in page
     assert html.count("<svg") == 5
@@ -395,6 +415,33 @@ def test_another_machine_has_a_page_of_its_own_and_a_line_in_the_index(checkout,
     gone = options(script, checkout)
     named = {path.name for path in report.leftovers(gone, report.read_machines(gone.results))}
     assert named == {"arm.md", "arm-pareto.svg", "arm-latency.svg"}
+
+
+def test_quality_needs_no_data_and_measures_what_was_chosen(script, bundle, tmp_path):
+    quality = script("quality")
+    chosen = {"providers": ("cpu",), "variants": ("fp32", "int8")}
+    assert quality.run(quality.Quality(model=bundle, out=tmp_path, quick=True, **chosen)) == 0
+    record = read_record(tmp_path / "quality.json")
+    assert [row.variant for row in record.rows] == ["fp32", "int8"]
+    assert record.settings["providers"] == ["cpu"]
+
+
+def test_limits_take_the_latencies_of_a_record_of_the_same_files(script, bundle, tmp_path, monkeypatch):
+    limits = script("limits")
+    monkeypatch.setattr(limits, "measure_latency", lambda *_: pytest.fail("measured"))
+    options = limits.Limits(model=bundle, rows=tmp_path / "latency.json")
+    of_these = new_record("latency", options.settings(), rows=[row("int8", 10.0)])
+    write_json(tmp_path / "latency.json", of_these)
+    assert limits._timed(options, None, [], None).rows[0].median_ms == 10
+    write_json(tmp_path / "latency.json", msgspec.structs.replace(of_these, settings={"files": {"int8": "another"}}))
+    with pytest.raises(InputError, match=r"latency.json is of other files than .*; measure again"):
+        limits._timed(options, None, [], None)
+
+
+@pytest.mark.parametrize("size", ["720p", "1280", "0x5", "1280x720x3"])
+def test_sizes_that_are_none_are_refused(script, bundle, size):
+    with pytest.raises(ValueError, match=f"sizes has '{size}'; allowed: WIDTHxHEIGHT"):
+        script("peers").Peers(model=bundle, sizes=(size,))
 
 
 @pytest.mark.slow

@@ -483,6 +483,13 @@ def test_a_compiled_shape_that_has_run_fails_as_itself(bundle: Path, monkeypatch
         engine(image)
 
 
+def test_what_a_pixel_takes_needs_no_session_of_its_own(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = DeblurEngine(bundle, "cpu", "int8")
+    assert engine._main is not None
+    monkeypatch.setattr(engine._main, "_create", lambda *_: pytest.fail("another session"))
+    assert 48 <= engine._main.bytes_per_pixel < 256
+
+
 @pytest.mark.slow
 def test_memory_stays_flat_however_large_the_image(bundle: Path) -> None:
     """A view of one small image, so that only the engine and the result take memory; each size in its own process."""

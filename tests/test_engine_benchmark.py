@@ -22,6 +22,9 @@ def script():
 def test_a_part_runs_in_a_process_of_its_own(script, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = script.Engine(model=bundle, provider="cpu", quick=True)
     assert script.measured("threads", options) == {"images": 160, "differing": 0}
+    memory = script.measured("memory", options)
+    assert 0 < memory["loaded_mb"] < memory["first_peak_mb"] <= memory["peak_mb"]
+    assert memory["variant"] == "int8"
     with pytest.raises(ProviderError, match=r"threads failed: .*nonsense"):
         script.measured("threads", script.Engine(model=bundle, provider="nonsense", quick=True))
 

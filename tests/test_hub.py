@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_a_bundle_at_a_url_is_the_bundle(store, bundle: Path, given: str | Path)
     with DeblurEngine(given, "cpu") as engine:
         np.testing.assert_array_equal(engine(image), DeblurEngine(bundle, "cpu")(image))
         assert engine.receipt.model == "tiny"
+        assert pickle.loads(pickle.dumps(engine)).receipt.model == "tiny"
     _, files = packed(Path("memory://hub/tiny"))
     assert files["int8.onnx"] == (bundle / "int8.onnx").read_bytes()
 

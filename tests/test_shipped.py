@@ -14,18 +14,23 @@ from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.photos import builtin_pairs
 from deblur_deploy.pipeline.recipe import read_recipe
 from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.shipped import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
+from deblur_deploy.shipped import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT, MODELS
 from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.unet import PRESETS
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
-def test_the_bundle_was_made_from_the_weights():
-    manifest = json.loads((DEFAULT_BUNDLE / "bundle.json").read_text())
-    assert manifest["checkpoint_sha256"] == sha256(DEFAULT_CHECKPOINT)
+def test_the_default_is_hd():
     assert load_checkpoint(DEFAULT_CHECKPOINT).config == PRESETS["hd"]
-    for variant in Bundle.read(DEFAULT_BUNDLE).variants.values():
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in MODELS.glob("*/bundle.json")), ids=lambda of: of.name)
+def test_a_bundle_was_made_from_the_weights_of_its_name(folder):
+    manifest = json.loads((folder / "bundle.json").read_text())
+    assert manifest["name"] == folder.name
+    assert manifest["checkpoint_sha256"] == sha256(folder.with_suffix(".safetensors"))
+    for variant in Bundle.read(folder).variants.values():
         assert variant.sha256 == sha256(variant.path)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -364,6 +366,66 @@ def test_the_command_names_losses_and_ends_with_status_1(
     assert any(line.startswith("deblur-run: script.mp4 cannot be read as a video") for line in lines)
     assert lines[-1] == "2 restored (1 of them incomplete) to ../out, 0 were there already, 1 failed"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a:b.mp4", "cut.mkv"]
+
+
+def test_reading_restoring_and_writing_go_on_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, together = make(tmp_path / "a.mp4", "libx264", "yuv444p"), threading.Barrier(3, timeout=60)
+    counts, restoring, converting = Counter[str](), set[int](), set[int]()
+    most, reformatter = 0, video.VideoReformatter
+
+    def meet(what: str, number: int) -> None:
+        nonlocal most
+        counts[what] += 1
+        most = max(most, counts["read"] - counts["written"])
+        # The first frame is written while the second is restored and the third read, or nobody comes on.
+        if counts[what] == number:
+            together.wait()
+
+    def read(frame: Any) -> set[str]:
+        meet("read", 3)
+        return set()
+
+    class Reformatter:
+        def __init__(self) -> None:
+            self._own = reformatter()
+
+        def reformat(self, *given: Any, **how: Any) -> Any:
+            converting.add(threading.get_ident())
+            return self._own.reformat(*given, **how)
+
+    def restore(image: np.ndarray) -> np.ndarray:
+        restoring.add(threading.get_ident())
+        meet("restored", 2)
+        return image
+
+    monkeypatch.setattr(video, "side_data", read)
+    monkeypatch.setattr(video, "VideoReformatter", Reformatter)
+    before = threading.active_count()
+    video.restore_video(source, tmp_path / "b.mp4", restore, on_frame=lambda: meet("written", 1))
+    assert np.abs(facts(source)["means"] - facts(tmp_path / "b.mp4")["means"]).max() < 4
+    assert counts == {"read": 17, "restored": 17, "written": 17}
+    assert most <= 8  # of 17: two wait on either side, and each of the three has one in hand
+    assert len(restoring) == 1
+    assert len(converting) == 2
+    assert not restoring & converting
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_ctrl_c_ends_all_threads_before_the_files_are_closed(tmp_path: Path, error: type[BaseException]) -> None:
+    source, before, written = make(tmp_path / "a.mkv", "ffv1", "yuv444p"), threading.active_count(), []
+
+    def stop() -> None:
+        written.append(1)
+        if len(written) == 3:
+            raise error
+
+    with pytest.raises(error) as caught:
+        video.restore_video(source, tmp_path / "out" / "b.mkv", lambda image: image, on_frame=stop)
+    # Also while somebody holds the error, and with it every frame of the stack.
+    assert caught.tb is not None
+    assert threading.active_count() == before
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("error", [InputError, ModelError])

@@ -43,7 +43,7 @@ class Arguments:
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Bundle folders or .onnx files of deblur-export; by default the bundle that ships with the package."""
+    """Bundle folders, their names (such as hd-quarter) or .onnx files of deblur-export; by default the shipped hd."""
     providers: tuple[str, ...] = ()
     """cpu, openvino, cuda, ...; by default all of these that are present."""
     variants: tuple[str, ...] = ()

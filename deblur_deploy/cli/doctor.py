@@ -20,7 +20,7 @@ from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import DeblurError, ProviderError, one_line
-from deblur_deploy.runtime import memory, providers, threads, wheels
+from deblur_deploy.runtime import memory, names, providers, threads, wheels
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.hardware import processor
 
@@ -37,7 +37,7 @@ class Finding:
 
 def examine(model: str | Path | None = None) -> list[Finding]:
     """Look at the processor, the libraries, every provider and the model; never raises for what it finds."""
-    return [*_machine(), *_libraries(), *_providers(model), *_model(model)]
+    return [*_machine(), *_libraries(), *_providers(model), _bundles(), *_model(model)]
 
 
 def _machine() -> list[Finding]:
@@ -125,6 +125,12 @@ def _runs(model: str | Path | None, provider: str) -> bool:
     except DeblurError:
         return False
     return True
+
+
+def _bundles() -> Finding:
+    folder = names.own_folder()
+    more = f"; further ones are looked for in {folder}" if folder else ""
+    return Finding(topic="bundles", text=f"{', '.join(names.bundles()) or 'none has a name'}{more}")
 
 
 def _model(model: str | Path | None) -> list[Finding]:

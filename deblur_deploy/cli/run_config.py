@@ -27,7 +27,7 @@ class RunConfig:
     """Folder for the results, which have the names and formats of the inputs (a.gif becomes a.gif.png, as 256 colours
     cannot hold it); of a live source the video file."""
     model: Path | None = None
-    """Bundle folder or .onnx file of deblur-export; by default the model that ships with the package."""
+    """Bundle folder, its name (such as hd-quarter) or .onnx file of deblur-export; by default the shipped hd."""
     provider: str = "auto"
     """auto, cpu, openvino, cuda, tensorrt or another execution provider; a named one runs or fails."""
     precision: Wish = "auto"

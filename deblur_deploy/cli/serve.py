@@ -30,7 +30,7 @@ class ServeConfig:
     """
 
     model: Path | None = None
-    """Bundle folder or .onnx file of deblur-export; by default the model that ships with the package."""
+    """Bundle folder, its name (such as hd-quarter) or .onnx file of deblur-export; by default the shipped hd."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every network that this machine is in."""
     port: int = 8000

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from deblur_deploy.cli.common import OK
 from deblur_deploy.evaluation.tune import Outcome, describe, tune
+from deblur_deploy.runtime.names import located
 from deblur_deploy.runtime.tuned import save
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 
 def run(models: Sequence[Path], *, providers: Sequence[str], budget_s: float, console: Console) -> int:
     """Tune each of ``models``, by default the shipped one; returns the exit status."""
-    for model in models or (DEFAULT_BUNDLE,):
+    for model in map(located, models or (DEFAULT_BUNDLE,)):
         with console.status("starting") as status:
             outcome = tune(
                 model,

@@ -28,6 +28,7 @@ from deblur_deploy.media.opencv import silence
 from deblur_deploy.runtime.bundle import MANIFEST, Bundle
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.hub import fetched, url
+from deblur_deploy.runtime.names import located
 from deblur_deploy.runtime.streams import overlapped
 from deblur_deploy.runtime.threads import usable_cores
 
@@ -79,11 +80,11 @@ class Settings:
 
 
 def packed(model: Path | None) -> tuple[str, Mapping[str, bytes]] | None:
-    """A bundle (here or at a URL) or ``.onnx`` file as ``Settings`` hold it; raises MissingFileError or ModelError."""
+    """A bundle (by path, name or URL) or ``.onnx`` file for ``Settings``; raises MissingFileError or ModelError."""
     if model is None:
         return None
-    if place := url(model):
-        model = fetched(place)
+    place = url(model)
+    model = fetched(place) if place else located(model)
     if model.is_dir():
         files = [model / MANIFEST, *(variant.path for variant in Bundle.read(model).variants.values())]
         return model.resolve().name, {path.name: path.read_bytes() for path in files}

@@ -25,6 +25,7 @@ from deblur_deploy.evaluation.record import Row
 from deblur_deploy.evaluation.worker import Worker
 from deblur_deploy.media.images import Image
 from deblur_deploy.runtime.bundle import Bundle
+from deblur_deploy.runtime.names import located
 
 REFERENCE = "reference"
 _SLOW_MS = 2000
@@ -104,10 +105,11 @@ def silent(what: str) -> None:
 def entries_of(
     model: Path, providers: Sequence[str], *, variants: Sequence[str] = (), threads: int | None = None
 ) -> list[Entry]:
-    """Every variant of a bundle, or one ``.onnx`` file, on every provider.
+    """Every variant of a bundle (by path or name), or one ``.onnx`` file, on every provider.
 
     Raises MissingFileError, ModelError, or InputError for a variant that the bundle does not have.
     """
+    model = located(model)
     if model.is_dir():
         found = {name: variant.path for name, variant in Bundle.read(model).variants.items()}
     elif model.exists():

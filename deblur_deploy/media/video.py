@@ -8,6 +8,7 @@ what it lacks is named.  It is written beside its final place and renamed when i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def restore_video(
             try:
                 # Apple's own tags (place, camera) have names of this kind, and are written only if asked for.
                 with created(temporary, **({"movflags": "use_metadata_tags"} if named else {})) as output:
-                    job = _Job(source, container, stream, output, first, cut=cut)
+                    job = Job(source, container, stream, output, first, cut=cut)
                     job.run(restore, on_frame)
                 lost = [*job.uncopied(on_note), *job.unread()]
             # What goes wrong in reading is an InputError by now.
@@ -121,7 +122,19 @@ def restore_video(
     return tuple(lost)
 
 
-class _Job:
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A frame on its way."""
+
+    source: Any
+    """As it was decoded."""
+    rgb: Any
+    """The same in RGB, with its times and side data."""
+    pixels: NDArray[Any]
+    """HxWx3 RGB, uint8 or uint16: the pixels of ``rgb``, to be overwritten with the restored ones."""
+
+
+class Job:
     """One video on its way from ``container`` to ``output``."""
 
     def __init__(self, source: Path, container: Any, stream: Any, output: Any, first: Start, *, cut: bool) -> None:
@@ -144,17 +157,21 @@ class _Job:
 
     def run(self, restore: Callable[[NDArray[Any]], NDArray[Any]], on_frame: Callable[[], object]) -> None:
         def work(piece: Any) -> Any:
-            return self._restored(piece, restore) if isinstance(piece, av.VideoFrame) else piece
+            if isinstance(piece, Picture):
+                piece.pixels[:] = restore(np.ascontiguousarray(piece.pixels))
+            return piece
 
         self._output.mux(self._covers)
-        for piece in overlapped(self._pieces(), work):
-            if isinstance(piece, av.VideoFrame):
-                self._output.mux(self._encoder.encode(piece))
-                on_frame()
-            else:
-                piece.stream = self._copies[piece.stream.index]
-                self._output.mux(piece)
-        self._output.mux(self._encoder.encode(None))
+        # Colours are converted where frames are read and where they are written: what restores does nothing else.
+        with closing(overlapped(self.pieces(), work, patient=True)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, Picture):
+                    self._output.mux(self.encoded(piece))
+                    on_frame()
+                else:
+                    piece.stream = self._copies[piece.stream.index]
+                    self._output.mux(piece)
+        self._output.mux(self.encoded(None))
 
     def uncopied(self, on_note: Callable[[str], object]) -> Iterator[str]:
         """What no track of the output holds: ``on_note`` gets what is neither seen nor heard."""
@@ -183,8 +200,8 @@ class _Job:
             of = f" of {stated:.1f} s" if stated > read.shown else ""
             yield f"all that follows after {read.shown:.1f} s{of} (the file is cut off or damaged)"
 
-    def _pieces(self) -> Iterator[Any]:
-        """Frames to restore, and packets of the other tracks as they are."""
+    def pieces(self) -> Iterator[Any]:
+        """Pictures to restore, and packets of the other tracks as they are."""
         others = [self._container.streams[index] for index in self._copies]
         last: int | None = None
         try:
@@ -203,7 +220,7 @@ class _Job:
                         continue
                     last = frame.pts
                     self.read.shown = float((last + frame.duration) * self._stream.time_base)
-                    yield frame
+                    yield self._picture(frame)
         except av.error.FFmpegError:
             self.read.failed = True
 
@@ -231,8 +248,7 @@ class _Job:
             self.read.kinds |= side_data(frame)
             yield frame
 
-    def _restored(self, piece: Any, restore: Callable[[NDArray[Any]], NDArray[Any]]) -> Any:
-        scale, matrix = self._encoder.colours(piece)
+    def _picture(self, piece: Any) -> Picture:
         depth = np.uint16 if self._bits > 8 else np.uint8
         with reading(self._source):
             # What reformat makes keeps times, colours and side data of its frame, so the pixels are put into that.
@@ -245,19 +261,25 @@ class _Job:
         frame.make_writable()
         rows = np.frombuffer(memoryview(frame.planes[0]), depth).reshape(frame.height, -1)
         pixels = rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
-        pixels[:] = restore(np.ascontiguousarray(pixels))
+        return Picture(source=piece, rgb=frame, pixels=pixels)
+
+    def encoded(self, picture: Picture | None) -> list[Any]:
+        """Packets of the output that a restored picture completes; None ends the track."""
+        if picture is None:
+            return self._encoder.encode(None)
+        scale, matrix = self._encoder.colours(picture.source)
         rgb = is_rgb(self._encoder.pixels)
         result = self._writer.reformat(
-            frame,
+            picture.rgb,
             format=self._encoder.pixels.name,
             src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.JPEG if rgb else scale or ColorRange.MPEG,
-            dst_colorspace=matrix if is_rgb(piece.format) and not rgb else None,
+            dst_colorspace=matrix if is_rgb(picture.source.format) and not rgb else None,
         )
         # The encoder is to choose anew which frames it predicts from which.
         result.pict_type, result.time_base = av.video.frame.PictureType.NONE, self._stream.time_base
         result.color_range, result.colorspace = scale, matrix
-        return result
+        return self._encoder.encode(result)
 
 
 def _add_copy(output: Any, other: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from math import inf
 from numbers import Integral, Real
 from os import PathLike
-from pathlib import Path
 from typing import Any, get_args
 
 from deblur_deploy.errors import InputError
@@ -19,7 +18,7 @@ MOST_THREADS = 1024
 def checked(
     model: object, provider: object, precision: object, threads: Any, max_memory_mb: Any, options: object
 ) -> dict[str, Any]:
-    """The engine's arguments by name, the model's path absolute; raises InputError that names what is not allowed."""
+    """The engine's arguments by name; raises InputError that names what is not allowed."""
     if model is not None and not isinstance(model, str | PathLike):
         raise InputError(f"model is {_named(model)}; allowed: a path, or None for the model that ships with us")
     if not isinstance(provider, str):
@@ -37,8 +36,7 @@ def checked(
     if options and provider == "auto":
         raise InputError("options belong to one provider; name it instead of provider='auto'")
     return {
-        # Whoever unpickles may work in another folder.
-        "model": None if model is None else str(Path(model).absolute()),
+        "model": model,
         "provider": provider,
         "precision": precision,
         "threads": None if threads is None else int(threads),

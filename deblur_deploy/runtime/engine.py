@@ -27,6 +27,7 @@ from deblur_deploy.runtime.arguments import checked
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.forks import ForkedLock, tell
 from deblur_deploy.runtime.memory import budget_bytes
+from deblur_deploy.runtime.names import located
 from deblur_deploy.runtime.pixels import Layout
 from deblur_deploy.runtime.providers import Provider, candidates, check_onnxruntime, find, versions
 from deblur_deploy.runtime.receipt import Receipt
@@ -49,8 +50,9 @@ class DeblurEngine:
     named provider then raises ProviderError, ``auto`` goes on with the CPU.
 
     Args:
-        model: a bundle folder or one ``.onnx`` file that deblur-export wrote; None is the model that ships with us.  A
-            bundle may be at a URL, such as ``hf://USER/REPO``; it is fetched once, checked and kept (extra ``hub``).
+        model: a bundle folder or one ``.onnx`` file that deblur-export wrote, or the name of a bundle that ships or is
+            installed, such as ``hd-quarter``; None is the model that ships with us.  A bundle may be at a URL, such as
+            ``hf://USER/REPO``; it is fetched once, checked and kept (extra ``hub``).
         provider: ``auto`` tries cuda, openvino and cpu; a named provider runs or raises.  ``openvino:gpu`` and
             ``cuda:1`` name one device.  With precision auto too, what ``deblur-bench --tune`` kept comes first.
         precision: ``auto`` is the fastest within 0.1 dB; or fp32, fp16, bf16 (OpenVINO), int8.
@@ -81,6 +83,8 @@ class DeblurEngine:
         self._precision, self._threads, self._options = precision, threads, options
         self._budget = budget_bytes(max_memory_mb)
         self._source: Bundle | Path = _source(model)
+        # Whoever unpickles may work in another folder.
+        self._arguments["model"] = None if model is None else str(_path(self._source).absolute())
         self._lock = ForkedLock()
         self._inherited = False
         self._float: Sessions | None = None
@@ -295,7 +299,7 @@ def _source(model: str | Path | None) -> Bundle | Path:
         if not DEFAULT_BUNDLE.is_dir():
             raise MissingFileError(f"no model ships with this installation ({DEFAULT_BUNDLE}); give a bundle or .onnx")
         return Bundle.read(DEFAULT_BUNDLE)
-    path = Path(model)
+    path = located(model)
     found = kind_of(path)
     if found == "folder":
         return Bundle.read(path)

@@ -94,7 +94,7 @@ class Sessions:
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Memory for activations that one pixel of an image takes, measured once in a session of its own."""
+        """Memory for activations that one pixel of an image takes, measured once."""
         with self._creating:
             if self._bytes_per_pixel is None:
                 self._bytes_per_pixel = self._measure_memory()
@@ -102,13 +102,16 @@ class Sessions:
 
     def _measure_memory(self) -> int:
         # ONNX Runtime does not tell; but its arena keeps what a run took, so the process grows by just that.
-        session = self._create(None, self.provider if self.provider.kind == "CPU" else find("cpu")).bare
+        # On the CPU the session for any shape will do: another would only add to what is to be known.
+        own = self.provider if self.provider.kind == "CPU" else find("cpu")
+        session = self._any if self.provider.name == "cpu" else self._create(None, own)
         small, large = _up(_PROBE_PX // 4, self.contract.size_divisor), _up(_PROBE_PX, self.contract.size_divisor)
         with _turn:
-            session.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
+            session.bare.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
             before = resident_bytes()
-            session.run([OUTPUT], {INPUT: np.zeros(self._shape(large, large), self.dtype)})
+            session.bare.run([OUTPUT], {INPUT: np.zeros(self._shape(large, large), self.dtype)})
             after = resident_bytes()
+            session(np.zeros(self._shape(small, small), self.dtype))  # gives back what it kept
         if before is None or after is None:
             return _USUAL_BYTES_PER_PIXEL
         # A compiled shape takes up to half as much again.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -67,11 +67,14 @@ class _Stage(Thread, Generic[Result]):
             yield value
 
 
-def overlapped(items: Iterable[Item], work: Callable[[Item], Result], *, ahead: int = 2) -> Iterator[Result]:
+def overlapped(
+    items: Iterable[Item], work: Callable[[Item], Result], *, ahead: int = 2, patient: bool = False
+) -> Generator[Result, None, None]:
     """``map(work, items)`` in which items are fetched, worked on and consumed at the same time.
 
     At most ``ahead`` items wait before the work and as many results behind it.  An error of ``items`` or ``work`` is
-    raised here, after the results before it.  Closing the iterator early, or Ctrl-C, ends both threads.
+    raised here, after the results before it.  Closing the iterator early, or Ctrl-C, ends both threads; ``patient``
+    waits for an item that is just being fetched, as whoever closes its source next must.
     """
     stop = Event()
     fetched = _Stage(lambda: iter(items), ahead, stop)
@@ -82,4 +85,4 @@ def overlapped(items: Iterable[Item], work: Callable[[Item], Result], *, ahead: 
         stop.set()
         worked.join()
         # ``items`` may be blocked in somebody's camera or socket: its thread is a daemon and is not waited for long.
-        fetched.join(timeout=1)
+        fetched.join(timeout=None if patient else 1)
