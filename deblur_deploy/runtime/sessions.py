@@ -25,6 +25,7 @@ from deblur_deploy.runtime.forks import ForkedLock
 from deblur_deploy.runtime.memory import resident_bytes
 from deblur_deploy.runtime.providers import Provider, find
 from deblur_deploy.runtime.session import Session, Shape, failure, read_contract
+from deblur_deploy.runtime.tiling import up
 
 MAX_FIXED = 4
 """Fixed-shape sessions that one model keeps."""
@@ -103,7 +104,7 @@ class Sessions:
     def _measure_memory(self) -> int:
         # ONNX Runtime does not tell; but its arena keeps what a run took, so the process grows by just that.
         session = self._create(None, self.provider if self.provider.kind == "CPU" else find("cpu")).bare
-        small, large = _up(_PROBE_PX // 4, self.contract.size_divisor), _up(_PROBE_PX, self.contract.size_divisor)
+        small, large = up(_PROBE_PX // 4, self.contract.size_divisor), up(_PROBE_PX, self.contract.size_divisor)
         with _turn:
             session.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
             before = resident_bytes()
@@ -204,7 +205,3 @@ class Sessions:
             threads=self.threads,
             extra=self._extra if provider in (None, self.provider) else {},
         )
-
-
-def _up(value: int, divisor: int) -> int:
-    return -(-value // divisor) * divisor

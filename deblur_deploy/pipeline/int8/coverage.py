@@ -23,6 +23,7 @@ from onnx import ModelProto, NodeProto
 
 from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.pipeline.int8.quantize import layer_name
+from deblur_deploy.pipeline.nodes import makers_of
 from deblur_deploy.runtime.providers import Provider
 
 _SIDE = 96
@@ -156,10 +157,9 @@ def _is_bytes(path: Path) -> bool:
 def _multiplying(path: Path) -> Iterator[tuple[NodeProto, list[str]]]:
     """The nodes of a file that multiply, each with the names of its constants (weights first), through what
     dequantizes."""
-    graph = onnx.load(path).graph
-    makers = {name: node for node in graph.node for name in node.output}
-    constants = {value.name for value in graph.initializer}
-    for node in graph.node:
+    model = onnx.load(path)
+    makers, constants = makers_of(model), {value.name for value in model.graph.initializer}
+    for node in model.graph.node:
         if node.op_type in _MULTIPLIES:
             names = []
             for name in node.input[1:]:
