@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.photos import write_pairs
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = ("bench", "export", "run", "serve", "train")
@@ -114,10 +116,10 @@ def test_every_command_line_is_one_that_the_command_takes(block, workplace, monk
 
 
 SHORTER = {
-    "deblur-export": "--int8.method minmax --int8.rounding nearest --int8.tiles 4 --int8.tile-px 64 "
-    "--int8.sensitivity-crops 0 --int8.max-drop-db 3 "
+    "deblur-export": "--pairs few --calibration few/blur --int8.method minmax --int8.rounding nearest --int8.tiles 4 "
+    "--int8.tile-px 64 --int8.sensitivity-crops 0 --int8.max-drop-db 3 "
     "--int8.max-image-drop-db 9 --verify.providers cpu --verify.rounds 1 --verify.width-px 64 --verify.height-px 48",
-    "deblur-bench": "--variants int8 --providers cpu --sizes 64x48 --budget-s 1",
+    "deblur-bench": "--data few --variants int8 --providers cpu --sizes 64x48 --budget-s 1",
 }
 """What is added to commands that take minutes, so that they only take seconds."""
 
@@ -138,6 +140,7 @@ def test_the_path_of_a_newcomer_works_as_it_is_written(workplace, tmp_path):
     if not all(shutil.which(f"deblur-{name}") for name in ("bench", "export", "run")):
         pytest.skip("the commands are not on PATH; pip install -e '.[test]'")
     place = shutil.copytree(workplace, tmp_path / "place")
+    write_pairs(place / "few", 2)
     environment = {**os.environ, "DEBLUR_CACHE": str(tmp_path / "cache")}
     lines = list(path_of_a_newcomer())
     assert [line.split()[0] for line in lines].count("deblur-export") == 2

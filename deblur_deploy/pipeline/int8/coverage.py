@@ -84,11 +84,15 @@ def _products(args: Mapping[str, Any]) -> float:
     return float(prod(first if args["op_name"] == "ConvTranspose" else given) * prod(weight[1:]))
 
 
+def _contract(path: Path) -> ModelContract:
+    model = onnx.load(path, load_external_data=False)
+    return ModelContract.from_metadata({entry.key: entry.value for entry in model.metadata_props}, path)
+
+
 def _side(path: Path) -> int:
     """Height and width of an image that the network of a file of ours takes without padding."""
-    model = onnx.load(path, load_external_data=False)
-    contract = ModelContract.from_metadata({entry.key: entry.value for entry in model.metadata_props}, path)
-    return -(-_SIDE // contract.size_divisor) * contract.size_divisor
+    divisor = _contract(path).size_divisor
+    return -(-_SIDE // divisor) * divisor
 
 
 def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kernel]:
@@ -138,7 +142,7 @@ def _openvino(path: Path) -> set[str] | None:
         return None
     model = openvino.Core().read_model(path)
     side = _side(path)
-    model.reshape({INPUT: [1, side, side, 3] if _is_bytes(path) else [1, 3, side, side]})
+    model.reshape({INPUT: [1, side, side, 3] if _contract(path).io == "uint8" else [1, 3, side, side]})
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = set()
     for op in compiled.get_runtime_model().get_ordered_ops():
@@ -147,11 +151,6 @@ def _openvino(path: Path) -> set[str] | None:
         if about.get("primitiveType", "").upper().endswith("_I8"):
             found |= set(about["originalLayersNames"].split(","))
     return found
-
-
-def _is_bytes(path: Path) -> bool:
-    model = onnx.load(path, load_external_data=False)
-    return bool(model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
 
 
 def _multiplying(path: Path) -> Iterator[tuple[NodeProto, list[str]]]:
