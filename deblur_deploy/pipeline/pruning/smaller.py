@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.doors.source import Source, of_checkpoint
 from deblur_deploy.pipeline.inputs import Photos
 from deblur_deploy.pipeline.pruning.shrink import PRUNED, Shrinking
+from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.pipeline.stages import Record, Stages
-
-if TYPE_CHECKING:
-    from deblur_deploy.pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
