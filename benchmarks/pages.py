@@ -96,8 +96,15 @@ def machine_tables(records: Records) -> list[Table]:
     if "scaling" in records:
         found += scaling_tables(records["scaling"])
     for record in _others(records):
-        found += other_tables(record)
+        found += [_placed(table, record, records["latency"]) for table in other_tables(record)]
     return found + views.tables(msgspec.structs.replace(records["latency"], rows=merged(records)))
+
+
+def _placed(table: Table, record: Record, main: Record) -> Table:
+    """``table``, which says where it was measured if the rest of the page was measured elsewhere."""
+    if processor(record) == processor(main):
+        return table
+    return replace(table, note=f"{table.note} Measured on {processor(record)}.".lstrip())
 
 
 def _others(records: Records) -> list[Record]:

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-import numpy as np
 import onnxruntime as ort
 import torch
 from common import Sized, pairs, present, product, progress, save, script, text_of
 
 from deblur_deploy.errors import InputError, ModelError
 from deblur_deploy.evaluation.bench import Entry, Plan, Progress, entries_of, measure_latency
-from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.evaluation.sets import measure
 from deblur_deploy.files import existing, sha256
@@ -79,7 +77,7 @@ class Network:
 def run(options: Peers) -> int:
     """Prepare the peers, measure them beside the product, and save."""
     notes: list[str] = []
-    crops = [_crop(pair) for pair in pairs(options)]
+    crops = [pair.centre(CROP) for pair in pairs(options)]
     photo = pairs(options)[0].blurred
     budget_s = options.budget_s / 5 if options.quick else options.budget_s
     plan = Plan(sizes=options.sizes_or([SIZE]), budget_s=budget_s)
@@ -173,14 +171,6 @@ def _same_weights(options: Peers) -> None:
         raise ModelError(
             f"{options.model} was made from another checkpoint than {options.checkpoint}; give --checkpoint"
         )
-
-
-def _crop(pair: Pair) -> Pair:
-    top, left = ((side - CROP) // 2 for side in pair.blurred.shape[:2])
-    blurred, sharp = (
-        np.ascontiguousarray(image[top : top + CROP, left : left + CROP]) for image in (pair.blurred, pair.sharp)
-    )
-    return replace(pair, blurred=blurred, sharp=sharp)
 
 
 def _peers(

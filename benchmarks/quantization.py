@@ -58,11 +58,11 @@ def run(options: Quantization) -> int:
     """Prepare, measure and save; the rows are latencies, ``found`` has the quality on every set."""
     notes: list[str] = []
     on_progress = progress()
-    sets = {"built-in": [_crop(pair) for pair in pairs(options)]}
+    sets = {"built-in": [pair.centre(CROP) for pair in pairs(options)]}
     for folder in options.data:
         found, failed = usable_pairs(folder)
         notes += failed
-        sets[folder.name] = [_crop(pair) for pair in (found[:2] if options.quick else found)]
+        sets[folder.name] = [pair.centre(CROP) for pair in (found[:2] if options.quick else found)]
     size = (640, 352) if options.quick else (1280, 720)  # which no network here would have to pad
     plan = Plan(sizes=(size,), budget_s=options.budget_s / (12 if options.quick else 1))
     rows: list[Row] = []
@@ -88,13 +88,6 @@ def run(options: Quantization) -> int:
     record = new_record("quantization", settings, notes=notes, rows=rows, found={"quality": quality, "int8": chosen})
     record.found["tables"] = [msgspec.to_builtins(int8_table(record))]
     return save(record, options)
-
-
-def _crop(pair: Pair) -> Pair:
-    top, left = (max(0, side - CROP) // 2 for side in pair.blurred.shape[:2])
-    window = slice(top, top + CROP), slice(left, left + CROP)
-    blurred, sharp = (np.ascontiguousarray(image[window]) for image in (pair.blurred, pair.sharp))
-    return replace(pair, blurred=blurred, sharp=sharp)
 
 
 def _ours(

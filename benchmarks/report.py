@@ -29,7 +29,9 @@ from deblur_deploy.runtime.engine import DeblurEngine
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 NAMES = ("latency", "quality", "peers", "limits", "scaling")
-OTHERS = ("pruning", "pruning-article", "quantization", "engine", "video", "robustness", "training")
+OTHERS = (
+    "pruning", "pruning-article", "quantization", "engine", "video", "robustness", "training", "serving", "cluster",
+)  # fmt: skip
 """Records that are shown as they come: ``found`` may hold ``tables`` (heading, columns, rows of texts, note) and
 ``points`` (label, group, milliseconds, psnr) to plot; the page shows NAME_*.svg beside it too."""
 MAIN = "main"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import services
 
 from deblur_deploy.evaluation import plots
 from deblur_deploy.evaluation.page import Figure, Table
@@ -192,13 +193,15 @@ def pruning_table(record: Record) -> Table:
 
 
 def other_tables(record: Record) -> list[Table]:
-    """Of a record that brings tables of its own in ``found["tables"]``, these.
+    """Of a record that brings tables of its own in ``found["tables"]``, these; of a service, its own.
 
     Else one for each list of dictionaries in ``found``, and one with what else is there, a line a figure.
     """
     title = record.benchmark.capitalize()
     if "tables" in record.found:
         return [msgspec.convert(table, Table) for table in record.found["tables"]]
+    if record.benchmark in services.TABLES:
+        return [services.TABLES[record.benchmark](record)]
     tables = []
     for name, value in record.found.items():
         if isinstance(value, list) and value and all(isinstance(line, dict) for line in value):

@@ -331,7 +331,7 @@ def test_readme_pages_and_figures_are_made_from_the_records(checkout, script):
     for text in ("31.250", "article, seeded (210 kMAC a pixel)", "999", "1.012", "More", "28.41", "tile px", "7.125"):
         assert text in page
         assert text in html
-    assert "## Pruned\n\n| removed | PSNR |\n|---|---:|\n| half | 28.41 |\n\nRecovered.\n" in page
+    assert "## Pruned\n\n| removed | PSNR |\n|---|---:|\n| half | 28.41 |\n\nRecovered. Measured on Slow (" in page
     assert "pruning: Measured on Slow" in page
     assert html.count("data:image/jpeg;base64,") == 2 * 6
     for name in ("pareto", "latency", "shares"):

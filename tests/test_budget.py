@@ -13,10 +13,11 @@ from deblur_deploy.errors import InputError, VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.config import Int8Config, Method
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.int8.budget import Trial, _return_layers, fastest, quantize
+from deblur_deploy.pipeline.int8.budget import quantize
 from deblur_deploy.pipeline.int8.coverage import int8_share
 from deblur_deploy.pipeline.int8.quantize import layers
 from deblur_deploy.pipeline.int8.quantizer import NNCF
+from deblur_deploy.pipeline.int8.search import Trial, fastest, return_layers
 from deblur_deploy.pipeline.int8.sensitivity import Sensitivity, return_order
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.providers import find
@@ -108,7 +109,7 @@ def test_an_operation_without_an_int8_kernel_stays_float_and_is_named(tmp_path, 
 
 
 def test_too_few_multiplications_in_int8_are_a_failure_or_a_note(exporter, fp32, pairs, monkeypatch):
-    monkeypatch.setattr("deblur_deploy.pipeline.int8.budget.int8_share", lambda *_: 0.6)
+    monkeypatch.setattr("deblur_deploy.pipeline.int8.search.int8_share", lambda *_: 0.6)
     said: list[str] = []
     _, found = quantize(exporter, fp32, PHOTOS, pairs, replace_struct(HOW, sensitivity_crops=0), said.append)
     assert found.chosen.macs == 0.6
@@ -167,4 +168,4 @@ def test_a_layer_too_large_to_return_does_not_keep_others_from_returning():
         return Trial(method=method, in_float=in_float, macs=1, drop_db=drop, worst_drop_db=drop, worst_image="")
 
     how = Int8Config(min_macs=0.5)
-    assert _return_layers(attempt("minmax", ()), rows, [], attempt, how).in_float == ("small",)
+    assert return_layers(attempt("minmax", ()), rows, [], attempt, how).in_float == ("small",)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
+from tests.photos import write_pairs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -109,8 +113,43 @@ def test_every_command_line_is_one_that_the_command_takes(block, workplace, monk
     for name, *arguments in lines_of(block):
         module = importlib.import_module(f"deblur_deploy.cli.{name.removeprefix('deblur-')}")
         module.parse(arguments)
-        if block.mark == "runs":
-            assert module.command(arguments) == 0
+
+
+SHORTER = {
+    "deblur-export": "--pairs few --calibration few/blur --int8.method minmax --int8.rounding nearest --int8.tiles 4 "
+    "--int8.tile-px 64 --int8.sensitivity-crops 0 --int8.max-drop-db 3 "
+    "--int8.max-image-drop-db 9 --verify.providers cpu --verify.rounds 1 --verify.width-px 64 --verify.height-px 48",
+    "deblur-bench": "--data few --variants int8 --providers cpu --sizes 64x48 --budget-s 1",
+}
+"""What is added to commands that take minutes, so that they only take seconds."""
+
+
+def path_of_a_newcomer() -> Iterator[str]:
+    """Every line of README and of Getting started that is meant to be run, and their Python, in order."""
+    for page in (ROOT / "README.md", ROOT / "docs" / "getting-started.md"):
+        for block in blocks(page):
+            if block.language == "python":
+                yield f"python -c {shlex.quote(block.text)}"
+            elif block.language == "sh" and block.mark != "test" and not block.mark.startswith("not run: "):
+                lines = block.text.replace("\\\n", " ").splitlines()
+                yield from (line for line in lines if line and not line.startswith(("#", "pip install ")))
+
+
+@pytest.mark.slow
+def test_the_path_of_a_newcomer_works_as_it_is_written(workplace, tmp_path):
+    if not all(shutil.which(f"deblur-{name}") for name in ("bench", "export", "run")):
+        pytest.skip("the commands are not on PATH; pip install -e '.[test]'")
+    place = shutil.copytree(workplace, tmp_path / "place")
+    write_pairs(place / "few", 2)
+    environment = {**os.environ, "DEBLUR_CACHE": str(tmp_path / "cache")}
+    lines = list(path_of_a_newcomer())
+    assert [line.split()[0] for line in lines].count("deblur-export") == 2
+    for line in lines:
+        command = f"{line} {SHORTER.get(line.split()[0], '')}"
+        done = subprocess.run(["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    made = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert made > {"sharp.png", "restored/one.png", "restored/two.jpg", "bundle/bundle.json", "bench.html"}
 
 
 def test_every_command_in_a_table_is_one_that_the_command_takes():

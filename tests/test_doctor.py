@@ -9,10 +9,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from deblur_deploy import wheels
 from deblur_deploy.cli import doctor
 from deblur_deploy.cli.doctor import Finding, examine
 from deblur_deploy.errors import ProviderError
-from deblur_deploy.runtime import providers, threads, wheels
+from deblur_deploy.runtime import providers, threads
 from deblur_deploy.runtime.engine import DeblurEngine
 from tests import tiny
 

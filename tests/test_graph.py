@@ -7,9 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper, parser
 
-from deblur_deploy.pipeline.graph import Body, Upsample, assemble, export_body, in_half_precision
+from deblur_deploy.contract import INPUT
+from deblur_deploy.pipeline.graph import (
+    BLOCKS,
+    CORRECTION,
+    Body,
+    Upsample,
+    assemble,
+    export_body,
+    in_half_precision,
+)
 from deblur_deploy.pipeline.int8.quantize import to_blocks
+from deblur_deploy.pipeline.network import Network
 from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo
 from tests.small import CONFIGS, body, network, unet
@@ -98,3 +109,21 @@ def test_export_leaves_the_network_as_it_was():
     export_body(model)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_what_only_a_branch_reads_stays():
+    ends = "float[n,3,h,w]"
+    branches = {
+        "then_branch": f"one () => ({ends} y) {{ y = Mul({BLOCKS}, scale) }}",
+        "else_branch": f"other () => ({ends} z) {{ z = Identity({BLOCKS}) }}",
+    }
+    graphs = {name: parser.parse_graph(text) for name, text in branches.items()}
+    branching = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 18]> body ({ends} {BLOCKS}) => ({ends} {CORRECTION})
+        <bool yes = {{1}}, float scale = {{0.5}}> {{ {CORRECTION} = Identity({BLOCKS}) }}"""
+    )
+    branching.graph.node[0].CopyFrom(helper.make_node("If", ["yes"], [CORRECTION], **graphs))
+    facts = Network(size_divisor=1, receptive_radius_px=0, macs_per_pixel=0, parameters=0)
+    run = session(assemble(branching, facts, layout="planes", io="uint8"))
+    image = np.full((1, 4, 5, 3), 100, np.uint8)
+    np.testing.assert_array_equal(run.run(None, {INPUT: image})[0], 50)

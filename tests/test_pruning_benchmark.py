@@ -74,6 +74,8 @@ def test_the_summary_is_against_the_dense_network(pruning: ModuleType) -> None:
     for text in ("30.00 dB", "mean of a and b", "9 steps of 2 patches of 64 px", "trained on for as long: +0.20 dB"):
         assert text in table.note
     fewer = [row for row in rows if row.variant != "scratch"]
-    table = pruning.pruning_table(new_record("pruning", settings, rows=fewer, found={"summary": pruning._summary(fewer)}))
+    table = pruning.pruning_table(
+        new_record("pruning", settings, rows=fewer, found={"summary": pruning._summary(fewer)})
+    )
     assert "from scratch, dB" not in table.columns
     assert {len(row) for row in table.rows} == {len(table.columns)}

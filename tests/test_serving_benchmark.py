@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deblur_deploy.evaluation.record import read_record
+from deblur_deploy.evaluation.record import Row, new_record, read_record
 from deblur_deploy.media.images import list_images, write_image
 from tests.conftest import noise
 
@@ -30,6 +30,32 @@ def test_a_load_loses_nothing_and_every_answer_is_counted(bundle: Path, tmp_path
     assert 0 < many.median_ms <= many.p95_ms
     assert record.found["counted_by_the_server"] == many.calls + 1
     assert set(crowded.facts["statuses"]) <= {"200", "503"}
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "found", "said"),
+    [
+        (
+            "serving",
+            {"per_second": 2.5, "statuses": {"200": 9, "503": 4}},
+            {"without_a_server_ms": 320.0},
+            ["many", "12.5", "20.0", "2.50", "9 x 200, 4 x 503"],
+        ),
+        (
+            "cluster",
+            {"seconds": 30.0, "first": 20.0, "last": 29.0},
+            {"outcomes_per_s": 3862.5, "paper_not_measured": {"machines": 100, "images_per_s": 789.0}},
+            ["many", "12.5", "30.0", "20.0", "29.0"],
+        ),
+    ],
+)
+def test_its_table_says_what_the_record_says(name: str, facts: dict, found: dict, said: list[str]) -> None:
+    row = Row(model="hd", variant="many", provider="cpu", size="1280x720", median_ms=12.5, p95_ms=20.0, facts=facts)
+    record = new_record(name, {"images": 100, "photos": "built-in"}, rows=[row], found=found)
+    (table,) = script("tables").other_tables(record)
+    assert table.rows == [said]
+    assert any(text in table.note for text in ("320 ms", "789 images a second"))
+    assert name in script("report").OTHERS
 
 
 def test_what_is_lost_is_a_failure(bundle: Path) -> None:

@@ -28,10 +28,11 @@ from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.doors.convention import Convention
 from deblur_deploy.pipeline.doors.module import ModuleRunner, Standard, load_module
 from deblur_deploy.pipeline.doors.source import Source, of_module, open_door
-from deblur_deploy.pipeline.pruning import stranger
+from deblur_deploy.pipeline.pruning import module
 from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.pruning.finetune import finetune
 from deblur_deploy.pipeline.pruning.limit import time_limit
+from deblur_deploy.pipeline.pruning.smaller import Smaller
 from tests import strangers
 from tests.photos import photo
 from tests.small import unet
@@ -283,15 +284,15 @@ def test_it_is_fitted_to_a_latency(target: int, tmp_path: Path, monkeypatch: pyt
         (folder / "size").write_text(str(sum(value.numel() for value in net.parameters())))
         return folder / "size"
 
-    monkeypatch.setattr(stranger, "time_files", slow_machine)
-    monkeypatch.setattr(stranger, "fp32_file", file)
+    monkeypatch.setattr(module, "time_files", slow_machine)
+    monkeypatch.setattr(module, "fp32_file", file)
     recover = RecoverConfig(steps=0, workers=0)
     config = PruneConfig(target_ms=target, multiple=1, importance="magnitude", at="64x32", recover=recover)
     if target == 1:
         with pytest.raises(InputError, match=r"target_ms is 1, but the smallest network, .* takes \d"):
-            stranger.prune_stranger(source(build()), config, NetworkConfig(), PAIRS, tmp_path)
+            module.prune_module(source(build()), config, NetworkConfig(), PAIRS, tmp_path)
         return
-    latency = stranger.prune_stranger(source(build()), config, NetworkConfig(), PAIRS, tmp_path).record["latency"]
+    latency = module.prune_module(source(build()), config, NetworkConfig(), PAIRS, tmp_path).record["latency"]
     assert 27 <= latency["ms"] <= 30 < latency["dense_ms"]
     assert set(asked) == {(64, 32)}
 
@@ -306,9 +307,9 @@ def test_a_recovery_that_made_it_worse_is_not_kept(tmp_path: Path, monkeypatch: 
     def worse(net: nn.Module, *_: object) -> nn.Module:
         return nn.Sequential(copy.deepcopy(net), nn.Hardtanh(0, 0.1))
 
-    monkeypatch.setattr(stranger, "finetune", worse)
+    monkeypatch.setattr(module, "finetune", worse)
     config = PruneConfig(macs=0.6, importance="magnitude", at="4x4", provider="nowhere", recover=SHORT)
-    found = stranger.prune_stranger(source(build()), config, NetworkConfig(), PAIRS, tmp_path)
+    found = module.prune_module(source(build()), config, NetworkConfig(), PAIRS, tmp_path)
     assert found.record["psnr"]["recovered"] < found.record["psnr"]["pruned"]
     assert found.record["latency"] is None
     assert [note.split(":")[0] for note in found.record["notes"] if "weak" not in note] == [
@@ -329,12 +330,12 @@ def test_what_cannot_be_pruned_stays_as_it_is_unless_a_share_was_asked_for(
             time.sleep(0.01)
 
     net, said = build(), list[str]()
-    monkeypatch.setattr(stranger, "Channels", endless)
-    monkeypatch.setattr(stranger, "_TRACING_S", 0.2)
+    monkeypatch.setattr(module, "Channels", endless)
+    monkeypatch.setattr(module, "_TRACING_S", 0.2)
     one = source(net)
 
-    def pruned(**target: Any) -> stranger.Pruned:
-        return stranger.prune_stranger(one, PruneConfig(**target), NetworkConfig(), PAIRS, tmp_path, said.append)
+    def pruned(**target: Any) -> Smaller:
+        return module.prune_module(one, PruneConfig(**target), NetworkConfig(), PAIRS, tmp_path, said.append)
 
     assert pruned(macs=1.0).source is one
     assert pruned(target_ms=9.0).source is one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, zip_longest
 from pathlib import Path
@@ -101,31 +101,7 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
     notes: list[str] = []
     entries = _entries(arguments, notes)
     sets, failed = _sets(arguments.data)
-    plan = bench.Plan(
-        sizes=tuple(dict.fromkeys(_width_height(size) for size in arguments.sizes)), budget_s=arguments.budget_s
-    )
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=steps(entries, sets, plan))
-
-        done = count()
-
-        said = ""
-
-        def on_progress(what: str) -> None:
-            nonlocal said
-            # What is being done is not done yet.
-            progress.update(task, completed=next(done), description=escape(what))
-            # A log has no bar; it is told what begins, but not of every pair.
-            if not console.is_terminal and (phase := what.partition(",")[0]) != said:
-                console.print(f"- {phase}", highlight=False, markup=False, soft_wrap=True)
-                said = phase
-
-        def on_round(what: str) -> None:
-            progress.update(task, description=escape(what))
-
-        main = next(iter(sets.values()))
-        outcome = measure(entries, sets, main[0].blurred, plan, on_progress, on_round)
+    outcome = _measured(arguments, entries, sets, console)
     result = record.new_record(
         "deblur-bench",
         {
@@ -151,8 +127,34 @@ def run(arguments: Arguments, console: Console | None = None) -> int:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     _write(arguments, result)
     if arguments.html:
-        _write_html(arguments.html, result, entries, main)
+        _write_html(arguments.html, result, entries, next(iter(sets.values())))
     return SOME_FAILED if failed or any(row.error for row in result.rows) else OK
+
+
+def _measured(
+    arguments: Arguments, entries: Sequence[bench.Entry], sets: Mapping[str, Sequence[Pair]], console: Console
+) -> bench.Outcome:
+    """Measure, and show meanwhile what is being done."""
+    sizes = tuple(dict.fromkeys(_width_height(size) for size in arguments.sizes))
+    plan, done, said = bench.Plan(sizes=sizes, budget_s=arguments.budget_s), count(), ""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=steps(entries, sets, plan))
+
+        def on_progress(what: str) -> None:
+            nonlocal said
+            # What is being done is not done yet.
+            progress.update(task, completed=next(done), description=escape(what))
+            # A log has no bar; it is told what begins, but not of every pair.
+            if not console.is_terminal and (phase := what.partition(",")[0]) != said:
+                console.print(f"- {phase}", highlight=False, markup=False, soft_wrap=True)
+                said = phase
+
+        def on_round(what: str) -> None:
+            progress.update(task, description=escape(what))
+
+        photo = next(iter(sets.values()))[0].blurred
+        return measure(entries, sets, photo, plan, on_progress, on_round)
 
 
 def tables(result: record.Record) -> list[Table]:

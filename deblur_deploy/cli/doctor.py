@@ -16,11 +16,12 @@ from pathlib import Path
 import onnxruntime as ort
 from rich.console import Console
 
+from deblur_deploy import wheels
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import DeblurError, ProviderError, one_line
-from deblur_deploy.runtime import memory, names, providers, threads, wheels
+from deblur_deploy.runtime import memory, names, providers, threads
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.hardware import processor
 

@@ -40,7 +40,7 @@ def _unusable(error: ImportError | AttributeError, extra: str) -> str:
     if isinstance(error, DeblurError):
         return str(error)
     # Here, since looking through all that is installed takes time.
-    from deblur_deploy.runtime.wheels import clash, mend
+    from deblur_deploy.wheels import clash, mend
 
     if "cv2" in (missing, getattr(error.obj, "__name__", "") if isinstance(error, AttributeError) else ""):
         # Libraries of a desktop that are not there, or files of two wheels on top of each other.

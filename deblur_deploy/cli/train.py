@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 import torch
 import tyro
+from accelerate import Accelerator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -127,26 +128,7 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     accelerator = make_accelerator(config)
     console = Console(quiet=not accelerator.is_main_process, highlight=False)
     accelerator.wait_for_everyone()
-    cache = ImageCache(int(command.cache_gb * 2**30) // (max(config.workers, 1) * accelerator.num_processes))
-    with accelerator.main_process_first():
-        found = find_sources(
-            command.inputs,
-            command.frames,
-            command.video,
-            frames_folder=out / "frames",
-            cache=cache,
-            window=command.frames_window,
-            blur=command.blur,
-        )
-    batches = Batches(
-        [pair for item in found for pair in item.weighted()],
-        command.blur,
-        config.schedule(),
-        seed=config.seed,
-        kernels=load_kernels(str(command.kernels)) if command.kernels else None,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
+    found, batches = _data(command, accelerator)
     _tell(console, found, batches)
     if command.preview:
         preview(batches, command.preview, out / "preview.png")
@@ -188,6 +170,32 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
         )
     accelerator.end_training()
     return OK
+
+
+def _data(command: TrainCommand, accelerator: Accelerator) -> tuple[list[Found], Batches]:
+    """What the inputs hold, and the batches that are made of it in this process."""
+    config = command.train
+    cache = ImageCache(int(command.cache_gb * 2**30) // (max(config.workers, 1) * accelerator.num_processes))
+    with accelerator.main_process_first():
+        found = find_sources(
+            command.inputs,
+            command.frames,
+            command.video,
+            frames_folder=command.out / "frames",
+            cache=cache,
+            window=command.frames_window,
+            blur=command.blur,
+        )
+    batches = Batches(
+        [pair for item in found for pair in item.weighted()],
+        command.blur,
+        config.schedule(),
+        seed=config.seed,
+        kernels=load_kernels(str(command.kernels)) if command.kernels else None,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    return found, batches
 
 
 def _network(command: TrainCommand, console: Console) -> UNet:

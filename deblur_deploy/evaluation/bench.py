@@ -1,4 +1,4 @@
-"""Which variant on which provider: every combination in a process of its own, timed in turn.
+"""Times many candidates in turn: every variant on every provider, each in a process of its own (``worker``).
 
 A combination that fails is a row that says so; the others stand.
 """

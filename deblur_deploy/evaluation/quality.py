@@ -38,6 +38,13 @@ class Pair:
     blurred: Image
     sharp: Image
 
+    def centre(self, side_px: int) -> Pair:
+        """The same of a square in the middle, or of all that there is of it."""
+        top, left = (max(0, side - side_px) // 2 for side in self.blurred.shape[:2])
+        window = slice(top, top + side_px), slice(left, left + side_px)
+        blurred, sharp = (np.ascontiguousarray(image[window]) for image in (self.blurred, self.sharp))
+        return Pair(name=self.name, blurred=blurred, sharp=sharp)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:

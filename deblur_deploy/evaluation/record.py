@@ -1,4 +1,4 @@
-"""The record of a benchmark run: rows, and everything needed to believe them or to repeat them.
+"""Keeps what was measured, as a JSON file: rows, and everything needed to believe them or to repeat them.
 
 ``deblur-bench`` and the scripts in ``benchmarks/`` write it; ``--compare`` and the report read it.
 """

@@ -1,4 +1,4 @@
-"""What is fastest on this machine: a model's candidates, each in a process of its own, measured in turn.
+"""Chooses how one model runs fastest on this machine, from what ``bench`` measures: file, provider, threads, tiles.
 
 One question after the other, since all combinations would take hours: first which file on which provider, then how
 many threads and whether shapes get sessions of their own, last how large the tiles of a large image are.  The winner

@@ -1,4 +1,4 @@
-"""What people see of a record: table rows, figures, and the lines below them."""
+"""Shows a ``record`` to people, and measures nothing: table rows, figures, and the lines below them."""
 
 from __future__ import annotations
 

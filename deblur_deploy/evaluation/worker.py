@@ -1,4 +1,4 @@
-"""One candidate in a process of its own.
+"""Runs one candidate in a process of its own, for ``bench`` to time: both ends of the pipe between them.
 
 There its memory is its own, its libraries' threads are the only ones, a crash ends nobody else, and its load and first
 image are as cold as an app's.  The process waits while others compute, so candidates can still take turns.

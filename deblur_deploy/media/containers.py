@@ -203,3 +203,34 @@ def _first_frame(frame: Any) -> dict[str, Any]:
         "its colour matrix": yuv and frame.colorspace not in _UNSTATED and frame.colorspace,
         "its full range": yuv and frame.color_range == 2,
     }
+
+
+def add_copy(output: Any, other: Any) -> Any:
+    """A stream of ``output`` for the packets of ``other`` as they are, with its tags and flags."""
+    copy = output.add_stream_from_template(other)
+    copy.metadata.update(other.metadata)
+    copy.disposition = int(other.disposition)
+    return copy
+
+
+def is_copied(stream: Any) -> bool:
+    """Whether it is a track beside the picture whose packets are carried over."""
+    return stream.type in ("audio", "subtitle") and stream.codec_context is not None
+
+
+def add_pictures(container: Any, output: Any, covers: dict[int, bytes]) -> Iterator[Any]:
+    """Add cover pictures and attachments where the format has a place for them; packets to write first."""
+    kind = output.format.name
+    for other in cover_streams(container):
+        data = covers.get(other.index, b"")
+        if data and kind == "matroska":
+            name, mime = other.metadata.get("filename", "cover"), other.metadata.get("mimetype")
+            output.add_attachment(name, mime or f"image/{other.codec_context.name.replace('mjpeg', 'jpeg')}", data)
+        elif data and kind in ("mov", "mp4") and other.codec_context is not None:
+            packet = av.Packet(data)
+            packet.stream = add_copy(output, other)
+            packet.pts = packet.dts = 0
+            yield packet
+    for other in container.streams.attachments if kind == "matroska" else ():
+        copy = output.add_attachment(other.name or "attached", other.mimetype or "application/octet-stream", other.data)
+        copy.metadata.update(other.metadata)

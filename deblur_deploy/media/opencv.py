@@ -6,8 +6,8 @@ import re
 
 import cv2
 
+from deblur_deploy import wheels
 from deblur_deploy.errors import MissingExtraError
-from deblur_deploy.runtime import wheels
 
 OLDEST = (4, 13)
 """4.12 loses the alpha of BMP files, and colour profiles, which it has the functions for."""

@@ -20,9 +20,11 @@ from deblur_deploy.errors import DeblurError, InputError, MissingExtraError, Out
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.media.containers import (
     Start,
-    cover_streams,
+    add_copy,
+    add_pictures,
     created,
     facts,
+    is_copied,
     is_rgb,
     opened,
     reading,
@@ -145,8 +147,8 @@ class Job:
         self._cut = cut
         try:
             self._encoder = Encoder(output, stream, first.frame)
-            self._copies = {other.index: _add_copy(output, other) for other in container.streams if _is_copied(other)}
-            self._covers = list(_add_pictures(container, output, first.covers))
+            self._copies = {other.index: add_copy(output, other) for other in container.streams if is_copied(other)}
+            self._covers = list(add_pictures(container, output, first.covers))
         except DeblurError:
             raise
         except ValueError as error:  # a codec that is not in this build, or that the container cannot hold
@@ -178,7 +180,7 @@ class Job:
         if self._bits > bits(self._encoder.pixels):
             yield f"{self._bits - bits(self._encoder.pixels)} of the {self._bits} bits of its colours"
         for other in self._container.streams:
-            if other.type in ("audio", "subtitle") and not _is_copied(other):
+            if other.type in ("audio", "subtitle") and not is_copied(other):
                 yield f"its {other.type} track {other.index}, whose codec is not known here"
             # Chapters and timecode are tracks too, which are written anew.
             written = int(other.discard) == _DISCARD_ALL or "timecode" in other.metadata
@@ -280,35 +282,6 @@ class Job:
         result.pict_type, result.time_base = av.video.frame.PictureType.NONE, self._stream.time_base
         result.color_range, result.colorspace = scale, matrix
         return self._encoder.encode(result)
-
-
-def _add_copy(output: Any, other: Any) -> Any:
-    copy = output.add_stream_from_template(other)
-    copy.metadata.update(other.metadata)
-    copy.disposition = int(other.disposition)
-    return copy
-
-
-def _is_copied(stream: Any) -> bool:
-    return stream.type in ("audio", "subtitle") and stream.codec_context is not None
-
-
-def _add_pictures(container: Any, output: Any, covers: dict[int, bytes]) -> Iterator[Any]:
-    """Add cover pictures and attachments where the format has a place for them; packets to write first."""
-    kind = output.format.name
-    for other in cover_streams(container):
-        data = covers.get(other.index, b"")
-        if data and kind == "matroska":
-            name, mime = other.metadata.get("filename", "cover"), other.metadata.get("mimetype")
-            output.add_attachment(name, mime or f"image/{other.codec_context.name.replace('mjpeg', 'jpeg')}", data)
-        elif data and kind in ("mov", "mp4") and other.codec_context is not None:
-            packet = av.Packet(data)
-            packet.stream = _add_copy(output, other)
-            packet.pts = packet.dts = 0
-            yield packet
-    for other in container.streams.attachments if kind == "matroska" else ():
-        copy = output.add_attachment(other.name or "attached", other.mimetype or "application/octet-stream", other.data)
-        copy.metadata.update(other.metadata)
 
 
 def _unwritten(source: Path, result: Path, kinds: set[str], on_note: Callable[[str], object]) -> Iterator[str]:

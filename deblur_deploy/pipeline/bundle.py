@@ -18,15 +18,13 @@ import msgspec
 from deblur_deploy.contract import OLDEST_ONNXRUNTIME
 from deblur_deploy.errors import DeblurError, InputError, OutputError, VerificationError
 from deblur_deploy.evaluation.machine import package_versions
-from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import refuse_existing, writing_folder
 from deblur_deploy.pipeline import inputs, verify
 from deblur_deploy.pipeline.artifact import Artifact, Measured
 from deblur_deploy.pipeline.build import Build, this_machine
 from deblur_deploy.pipeline.cache import Cache
-from deblur_deploy.pipeline.doors.source import Source, of_checkpoint, open_door
-from deblur_deploy.pipeline.inputs import Photos
-from deblur_deploy.pipeline.pruning.shrink import PRUNED, Shrinking
+from deblur_deploy.pipeline.doors.source import Source, open_door
+from deblur_deploy.pipeline.pruning.smaller import pruned
 from deblur_deploy.pipeline.recipe import Recipe, write_recipe
 from deblur_deploy.pipeline.stages import Progress, Record, Stages
 from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
@@ -57,7 +55,7 @@ def build_bundle(
         pairs = inputs.pairs(recipe.pairs)
         first = open_door(checkpoint, recipe.network, pairs, Path(work))
         recipe = _completed(recipe, first)
-        smaller = _smaller(first, recipe, stages, pairs)
+        smaller = pruned(first, recipe, stages, pairs)
         build = Build(
             stages=stages,
             source=smaller.source,
@@ -86,16 +84,19 @@ def build_bundle(
         if smaller.file:
             shutil.copy(smaller.file, folder / smaller.file.name)
         write_recipe(recipe, folder / "recipe.toml")
-        manifest = {
-            "schema": SCHEMA,
-            **summary,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "stages": stages.journal,
-            "variants": [result.row() for result in results],
-        }
-        text = json.dumps(manifest, indent=2, allow_nan=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        _write_manifest(folder / MANIFEST, summary, stages, results)
     return results
+
+
+def _write_manifest(path: Path, summary: Record, stages: Stages, results: Sequence[Measured]) -> None:
+    manifest = {
+        "schema": SCHEMA,
+        **summary,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stages": stages.journal,
+        "variants": [result.row() for result in results],
+    }
+    path.write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _summary(
@@ -128,37 +129,6 @@ def _completed(recipe: Recipe, source: Source) -> Recipe:
             f"not for {source.path or source.name}"
         )
     return msgspec.structs.replace(recipe, name=recipe.name or source.name, checkpoint_sha256=parent)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Smaller:
-    """A network after pruning, or as it was."""
-
-    source: Source
-    record: Record
-    """What there is to say about pruning."""
-    file: Path | None = None
-    """The pruned network, for the bundle."""
-
-
-def _smaller(source: Source, recipe: Recipe, stages: Stages, pairs: Photos[Pair]) -> _Smaller:
-    """``source``, pruned if ``recipe`` asks for it."""
-    if not recipe.prune:
-        return _Smaller(source=source, record=Record())
-    if source.runner is None:
-        assert source.path is not None
-        shrinking = Shrinking(
-            stages=stages, checkpoint=source.path, parent=source.parent, config=recipe.prune, pairs=pairs
-        )
-        path, record = shrinking.run()
-        pruned = of_checkpoint(path)
-        return _Smaller(source=pruned, record={**record, "checkpoint": PRUNED, "sha256": pruned.parent}, file=path)
-    if source.module is None:
-        raise InputError(f"{source.path} cannot be pruned: an ONNX file has no layers left to retrain; give its module")
-    from deblur_deploy.pipeline.pruning.stranger import prune_stranger
-
-    found = prune_stranger(source, recipe.prune, recipe.network, pairs, stages.work, stages.on_progress)
-    return _Smaller(source=found.source, record=found.record, file=found.file)
 
 
 @dataclass(frozen=True, kw_only=True)

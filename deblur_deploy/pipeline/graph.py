@@ -20,19 +20,19 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import ModelProto, NodeProto, numpy_helper, parser
+from onnx import ModelProto, numpy_helper, parser
 from torch import Tensor, nn
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, Io
 from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.network import Network
+from deblur_deploy.pipeline.nodes import drop_constants, names_read, renamed
 from deblur_deploy.training.unet import UNet
 
 OPSET, IR_VERSION = 18, 8
@@ -141,8 +141,7 @@ def in_half_precision(body: ModelProto) -> ModelProto:
             converted: ModelProto = convert_float_to_float16(copy.deepcopy(body), keep_io_types=False)
         del converted.graph.value_info[:]
         return converted
-    half = ModelProto()
-    half.CopyFrom(body)
+    half = copy.deepcopy(body)
     for value in half.graph.initializer:
         if value.data_type == onnx.TensorProto.FLOAT:
             value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float16), value.name))
@@ -175,7 +174,7 @@ def assemble(body: ModelProto, network: Network, *, layout: Layout, io: Io) -> M
     made |= {value.name for value in body.graph.initializer}
     names = {name: f"{name}_of_body" for name in made & taken}
     names |= {BLOCKS: nodes[place].input[0], CORRECTION: nodes[place].output[0]}
-    inside = [renamed_node(node, names) for node in body.graph.node]
+    inside = [renamed(node, names) for node in body.graph.node]
     if any("bytes" in node.output for node in nodes[:place]):
         inside = _fed_with_bytes(inside)
     del whole.graph.node[:]
@@ -184,23 +183,8 @@ def assemble(body: ModelProto, network: Network, *, layout: Layout, io: Io) -> M
     for value in whole.graph.initializer[-len(body.graph.initializer) :] if body.graph.initializer else ():
         value.name = names.get(value.name, value.name)
     whole.opset_import.extend(entry for entry in body.opset_import if entry.domain not in ("", "ai.onnx"))
-    _drop_unread(whole)
+    drop_constants(whole, {name for node in whole.graph.node for name in names_read(node)})
     return whole
-
-
-def renamed_node(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
-    """A copy of ``node`` that calls its values by ``names``, where these have them."""
-    result = NodeProto()
-    result.CopyFrom(node)
-    for values in (result.input, result.output):
-        values[:] = [names.get(value, value) for value in values]
-    for attribute in result.attribute:
-        # Branches and loops read the names of the graph around them.
-        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-            inner = [renamed_node(one, names) for one in graph.node]
-            del graph.node[:]
-            graph.node.extend(inner)
-    return result
 
 
 def _fed_with_bytes(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -210,13 +194,6 @@ def _fed_with_bytes(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     for node in kept:
         node.input[:] = ["bytes" if value in idle else value for value in node.input]
     return kept
-
-
-def _drop_unread(model: ModelProto) -> None:
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [value for value in model.graph.initializer if value.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
 
 
 def _parse(nodes: str, network: Network, io: Io, opset: int) -> ModelProto:
@@ -242,21 +219,16 @@ _PAD_TO_LEAST = """rest = Mod(missing, divisor)
     short = Add(missing, least)
     pad = Max(rest, short)"""
 
-_PAD_BYTES = f"""
-    size = Shape<start = 1, end = 3>(image)
+_PAD_BYTES, _PAD_FLOATS = (
+    f"""
+    size = Shape<start = {rows}, end = {rows + 2}>(image)
     missing = Neg(size)
     {_PAD}
-    pads = Concat<axis = 0>(none, none, none, none, none, pad, none)
+    pads = Concat<axis = 0>(none, none, none, none, none, {ends})
     padded = Pad<mode = "edge">(image, pads)
-"""
-
-_PAD_FLOATS = f"""
-    size = Shape<start = 2, end = 4>(image)
-    missing = Neg(size)
-    {_PAD}
-    pads = Concat<axis = 0>(none, none, none, none, none, none, pad)
-    padded = Pad<mode = "edge">(image, pads)
-"""
+    """
+    for rows, ends in ((1, "pad, none"), (2, "none, pad"))
+)
 
 _ENDS: dict[tuple[Io, str], tuple[str, str]] = {
     ("uint8", "rows"): (

@@ -11,10 +11,11 @@ import jinja2
 from deblur_deploy.evaluation import plots
 from deblur_deploy.evaluation.page import Figure, Page, Table, pictures_of, write_page
 from deblur_deploy.evaluation.quality import Pair
+from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.artifact import Artifact, Measured
-from deblur_deploy.pipeline.card import front_matter
 from deblur_deploy.pipeline.pruning import report as prune_report
 from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("deblur_deploy.pipeline", "templates"),
@@ -165,3 +166,21 @@ def write_card(path: Path, summary: dict[str, Any], results: Sequence[Measured])
     text = _TEMPLATES.get_template("card.md.j2").render(summary=summary, results=results)
     front = front_matter(summary["checkpoint_sha256"], [result.artifact.name for result in results])
     path.write_text(front + text, encoding="utf-8")
+
+
+def front_matter(checkpoint_sha256: str, variants: Sequence[str]) -> str:
+    """The head by which model hubs file a card; of weights that are not ours we know no licence."""
+    ours = DEFAULT_CHECKPOINT.is_file() and sha256(DEFAULT_CHECKPOINT) == checkpoint_sha256
+    precisions = [name for name in ("fp16", "int8") if name in variants]
+    tags = "\n".join(f"- {tag}" for tag in ("deblurring", "image-restoration", "onnx", "onnxruntime", *precisions))
+    return f"""---
+license: {"mit" if ours else "unknown"}
+library_name: onnx
+pipeline_tag: image-to-image
+tags:
+{tags}
+metrics:
+- psnr
+- ssim
+---
+"""

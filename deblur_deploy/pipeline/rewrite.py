@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,16 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, WIDTH_DIM
 from deblur_deploy.pipeline.doors.convention import SPANS, Convention
 from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner
-from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, renamed_node
+from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
+from deblur_deploy.pipeline.nodes import (
+    attributes,
+    constants_of,
+    drop_constants,
+    drop_dead,
+    makers_of,
+    renamed,
+    replace_nodes,
+)
 
 LAYERS = ("Conv", "ConvTranspose", "MatMul")
 """Operations with weights that are called as these."""
@@ -73,7 +82,7 @@ def body_of(model: ModelProto, convention: Convention) -> ModelProto:
     first, given_to = _chain(before, BLOCKS, names, "door_in")
     last, _ = _chain(after, target, names, "door_out", end=CORRECTION)
     ends = {source: given_to} | ({} if last else {target: CORRECTION})
-    inside = [renamed_node(renamed_node(node, theirs), ends) for node in graph.node]
+    inside = [renamed(renamed(node, theirs), ends) for node in graph.node]
     nodes = [*first, *inside, *last]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
@@ -104,45 +113,17 @@ def _chain(
 ) -> tuple[list[NodeProto], str]:
     """Nodes one behind the other, and the name of what the last one gives."""
     nodes, value = [], source
-    for number, (kind, extra, attributes) in enumerate(steps):
+    for number, (kind, extra, about) in enumerate(steps):
         result = end if end and number == len(steps) - 1 else f"{prefix}_{number}"
         inputs = [value, *(names[name] for name in extra)]
-        nodes.append(helper.make_node(kind, inputs, [result], name=f"{prefix}_{kind}_{number}", **attributes))
+        nodes.append(helper.make_node(kind, inputs, [result], name=f"{prefix}_{kind}_{number}", **about))
         value = result
     return nodes, value
-
-
-def renamed(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> list[NodeProto]:
-    """Copies of ``nodes`` that call their values by ``names``, where these have them."""
-    return [renamed_node(node, names) for node in nodes]
 
 
 def _planar(name: str, any_batch: bool) -> onnx.ValueInfoProto:
     shape = [BATCH_DIM if any_batch else 1, 3, HEIGHT_DIM, WIDTH_DIM]
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-
-def drop_dead(model: ModelProto) -> None:
-    """Remove, in place, nodes and constants that no output needs."""
-    needed, kept = {value.name for value in model.graph.output}, []
-    for node in reversed(model.graph.node):
-        if needed & set(node.output):
-            kept.append(NodeProto.FromString(node.SerializeToString()))
-            needed.update(_read(node))
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
-    constants = [value for value in model.graph.initializer if value.name in needed]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(constants)
-
-
-def _read(node: NodeProto) -> set[str]:
-    found = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                found |= _read(inner)
-    return found
 
 
 def prepared(body: ModelProto, divisor: int) -> tuple[ModelProto, bool]:
@@ -200,10 +181,10 @@ def _split_upsampling(body: ModelProto) -> None:
 
     ONNX Runtime's CPU provider has no int8 transposed convolution.
     """
-    constants = {value.name: numpy_helper.to_array(value) for value in body.graph.initializer}
-    nodes, added = [], {}
+    constants = constants_of(body)
+    nodes, added = [], dict[str, NDArray[Any]]()
     for number, node in enumerate(body.graph.node):
-        about = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        about = attributes(node)
         weight = constants.get(node.input[1]) if node.op_type == "ConvTranspose" else None
         side = weight.shape[-1] if weight is not None else 0
         if (
@@ -233,23 +214,14 @@ def _split_upsampling(body: ModelProto) -> None:
         replace_nodes(body, nodes, added)
 
 
-def replace_nodes(body: ModelProto, nodes: Sequence[NodeProto], added: Mapping[str, NDArray[Any]]) -> None:
-    """Let ``nodes`` be those of ``body``, with constants ``added``, in place; what nothing needs then goes."""
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del body.graph.node[:]
-    body.graph.node.extend(copies)
-    body.graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(of), name) for name, of in added.items())
-    drop_dead(body)
-
-
 def _without_residual(body: ModelProto) -> ModelProto | None:
     """``body`` without the sum with its own input at its end, or None if there is none.
 
     The sum is then formed from the image's bytes and stays exact in int8.  A crop may lie behind the sum, and the
     network's own padding before it.
     """
-    makers = {name: node for node in body.graph.node for name in node.output}
-    constants = {value.name: numpy_helper.to_array(value) for value in body.graph.initializer}
+    makers = makers_of(body)
+    constants = constants_of(body)
     node, crops = makers[CORRECTION], []
     while node.op_type in ("Identity", "Slice") or (node.op_type == "Clip" and _is_range(node, constants)):
         if node.op_type == "Slice":
@@ -267,7 +239,7 @@ def _without_residual(body: ModelProto) -> ModelProto | None:
     lifted, kept = ModelProto(), list[NodeProto]()
     lifted.CopyFrom(body)
     for number, crop in enumerate(reversed(crops)):
-        copy = renamed_node(crop, {})
+        copy = renamed(crop, {})
         copy.input[0], copy.output[0] = value, f"cropped_{number}"
         kept.append(copy)
         value = copy.output[0]
@@ -276,7 +248,7 @@ def _without_residual(body: ModelProto) -> ModelProto | None:
     if not crops and value in makers:
         # What gives the correction is called so: int8 knows the end of a body by its name.
         del lifted.graph.node[-1]
-        nodes = renamed(lifted.graph.node, {value: CORRECTION})
+        nodes = [renamed(one, {value: CORRECTION}) for one in lifted.graph.node]
         replace_nodes(lifted, nodes, {})
     return lifted
 
@@ -294,11 +266,11 @@ def _layer(weight: str) -> str:
 
 def _name_layers(body: ModelProto) -> None:
     """Give every layer weights of its own, called ``LAYER.weight`` and ``LAYER.bias``, in place."""
-    constants = {value.name: numpy_helper.to_array(value) for value in body.graph.initializer}
+    constants = constants_of(body)
     seen: Counter[str] = Counter()
     nodes, added = [], {}
     for node in body.graph.node:
-        copy = renamed_node(node, {})
+        copy = renamed(node, {})
         nodes.append(copy)
         if node.op_type not in LAYERS or node.input[1] not in constants:
             continue
@@ -309,9 +281,7 @@ def _name_layers(body: ModelProto) -> None:
             if place < len(node.input) and node.input[place] in constants:
                 copy.input[place] = f"{layer}.{kind}"
                 added[copy.input[place]] = constants[node.input[place]]
-    others = [value for value in body.graph.initializer if value.name not in added]
-    del body.graph.initializer[:]
-    body.graph.initializer.extend(others)
+    drop_constants(body, added, others=True)
     replace_nodes(body, nodes, added)
 
 

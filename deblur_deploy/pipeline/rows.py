@@ -5,16 +5,17 @@ ONNX Runtime's channels-last int8 convolutions then meet without transposing any
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
 
 from deblur_deploy.pipeline.graph import BLOCKS
-from deblur_deploy.pipeline.rewrite import replace_nodes
+from deblur_deploy.pipeline.nodes import attributes, constants_of, drop_constants, makers_of, replace_nodes
 
 
 def in_rows(body: ModelProto) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
@@ -23,9 +24,9 @@ def in_rows(body: ModelProto) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
     A convolution in front of a DepthToSpace gives (row, column, channel) instead of (channel, row, column).
     """
     scales = _scales(body)
-    makers = {name: node for node in body.graph.node for name in node.output}
+    makers = makers_of(body)
     readers = Counter(name for node in body.graph.node for name in node.input)
-    constants = {value.name: numpy_helper.to_array(value) for value in body.graph.initializer}
+    constants = constants_of(body)
     orders: dict[str, NDArray[np.intp]] = {}
     added: dict[str, NDArray[Any]] = {}
     nodes: list[NodeProto] = []
@@ -41,9 +42,9 @@ def in_rows(body: ModelProto) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
             and node.input[0] in scales
         )
         if not suits or maker is None:
-            nodes.append(NodeProto.FromString(node.SerializeToString()))
+            nodes.append(node)
             continue
-        about = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        about = attributes(node)
         side, outputs = about["blocksize"], len(constants[maker.input[1]])
         width = outputs // side**2
         order = np.arange(outputs)
@@ -53,11 +54,8 @@ def in_rows(body: ModelProto) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
         for name in maker.input[1:]:
             added[name] = constants[name][order]
         nodes += _runs(node, scales[node.input[0]], side, width, added)
-    kept = [value for value in body.graph.initializer if value.name not in added]
-    result = ModelProto()
-    result.CopyFrom(body)
-    del result.graph.initializer[:]
-    result.graph.initializer.extend(kept)
+    result = copy.deepcopy(body)
+    drop_constants(result, added, others=True)
     replace_nodes(result, nodes, added)
     return result, orders
 
@@ -101,8 +99,7 @@ _PROBE_PX = 1024
 
 def _scales(body: ModelProto) -> dict[str, tuple[int, int]]:
     """Height of every image in ``body`` relative to its input's, as (times, parts), where that is a plain ratio."""
-    fixed = ModelProto()
-    fixed.CopyFrom(body)
+    fixed = copy.deepcopy(body)
     for dim, value in zip(fixed.graph.input[0].type.tensor_type.shape.dim[2:], (_PROBE_PX, 2 * _PROBE_PX), strict=True):
         dim.dim_value = value
     fixed.graph.output[0].type.tensor_type.ClearField("shape")

@@ -101,15 +101,12 @@ def extreme_images(side_px: int) -> dict[str, Image]:
 def peak_activation(fp32: Artifact, images: Sequence[Image]) -> float:
     """The largest absolute value inside of the network (infinite if there is one that is no number)."""
     import onnx
-    import onnxruntime as ort
+
+    from deblur_deploy.pipeline.nodes import observing
 
     whole = onnx.load(fp32.path)
     names = [name for node in whole.graph.node for name in node.output if name]
-    del whole.graph.output[:]
-    whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = observing(whole, names)
     values = [value for image in images for value in session.run(names, {INPUT: image[None]})]
     peak = max(float(np.abs(value).max()) for value in values if value.dtype == np.float32 and value.size)
     return peak if np.isfinite(peak) else float("inf")
@@ -182,21 +179,8 @@ def time_on(
     for artifact in artifacts:
         on_progress(f"{artifact.name} on {provider}")
         image = _as_input(photo, artifact)
-        with DeblurEngine(artifact.path, provider="cpu") as engine:
-            on_cpu = _to_bytes(engine(image))
-        try:
-            engine = DeblurEngine(artifact.path, provider=provider)
-            restored = _to_bytes(engine(image))
-        except ProviderError as error:
-            raise VerificationError(f"{artifact.name} does not run on {provider}: {error}") from None
-        agreement = psnr(restored, on_cpu)
-        if agreement < _SAME_RESULT_DB:
-            raise VerificationError(
-                f"{artifact.name} on {provider} is {agreement:.1f} dB from its result on the CPU; "
-                f"{_SAME_RESULT_DB} or more is allowed"
-            )
-        engines[artifact.name] = engine
-        calls[artifact.name] = partial(engine, image)
+        engines[artifact.name] = _agreeing(artifact, provider, image)
+        calls[artifact.name] = partial(engines[artifact.name], image)
     on_progress(f"latency on {provider}")
     timings = take_turns(calls, rounds=rounds)
     baseline = [] if provider == "cpu" else restore(artifacts[0], pairs)
@@ -221,6 +205,24 @@ def time_on(
             )
         )
     return runs
+
+
+def _agreeing(artifact: Artifact, provider: str, image: NDArray[Any]) -> DeblurEngine:
+    """An engine on ``provider`` that makes of ``image`` what the CPU makes of it, or a VerificationError."""
+    with DeblurEngine(artifact.path, provider="cpu") as engine:
+        on_cpu = _to_bytes(engine(image))
+    try:
+        engine = DeblurEngine(artifact.path, provider=provider)
+        restored = _to_bytes(engine(image))
+    except ProviderError as error:
+        raise VerificationError(f"{artifact.name} does not run on {provider}: {error}") from None
+    agreement = psnr(restored, on_cpu)
+    if agreement < _SAME_RESULT_DB:
+        raise VerificationError(
+            f"{artifact.name} on {provider} is {agreement:.1f} dB from its result on the CPU; "
+            f"{_SAME_RESULT_DB} or more is allowed"
+        )
+    return engine
 
 
 def _restored(engine: DeblurEngine, artifact: Artifact, pairs: Sequence[Pair]) -> list[Image]:

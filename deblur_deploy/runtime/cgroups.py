@@ -35,6 +35,6 @@ def levels(controller: str, system: Path = SYSTEM) -> Iterator[tuple[int, Path]]
 def read(path: Path) -> str:
     """The text of a small file of the system; empty if there is none."""
     try:
-        return path.read_text(encoding="ascii", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

@@ -11,9 +11,9 @@ type and size, memory that stays bounded, and a receipt that says what happened.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
@@ -21,13 +21,12 @@ from typing import Any, Self, get_args
 from numpy.typing import NDArray
 
 from deblur_deploy.contract import ModelContract
-from deblur_deploy.errors import DeblurError, InputError, MemoryLimitError, MissingFileError, ModelError, ProviderError
-from deblur_deploy.files import existing, kind_of
+from deblur_deploy.errors import DeblurError, InputError, MemoryLimitError, ModelError, ProviderError
 from deblur_deploy.runtime.arguments import checked
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.forks import ForkedLock, tell
 from deblur_deploy.runtime.memory import budget_bytes
-from deblur_deploy.runtime.names import located
+from deblur_deploy.runtime.models import content, found
 from deblur_deploy.runtime.pixels import Layout
 from deblur_deploy.runtime.providers import Provider, candidates, check_onnxruntime, find, versions
 from deblur_deploy.runtime.receipt import Receipt
@@ -38,7 +37,6 @@ from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tuned import Tuned, load
 from deblur_deploy.runtime.variants import choose_variant, float_variant, within_budget
 from deblur_deploy.runtime.whole import Tiles, restore_whole
-from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 Array = NDArray[Any]
 
@@ -82,9 +80,10 @@ class DeblurEngine:
         self._arguments = {**checked(model, provider, precision, threads, max_memory_mb, options), "tiles": tiles}
         self._precision, self._threads, self._options = precision, threads, options
         self._budget = budget_bytes(max_memory_mb)
-        self._source: Bundle | Path = _source(model)
+        self._source: Bundle | Path = found(model)
         # Whoever unpickles may work in another folder.
-        self._arguments["model"] = None if model is None else str(_path(self._source).absolute())
+        path = self._source.path if isinstance(self._source, Bundle) else self._source
+        self._arguments["model"] = None if model is None else str(path.absolute())
         self._lock = ForkedLock()
         self._inherited = False
         self._float: Sessions | None = None
@@ -144,8 +143,8 @@ class DeblurEngine:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Callable[..., DeblurEngine], tuple[dict[str, Any]]]:
-        return _rebuild, (self._arguments,)
+    def __reduce__(self) -> tuple[Callable[[], DeblurEngine], tuple[()]]:
+        return partial(DeblurEngine, **self._arguments), ()
 
     def __repr__(self) -> str:
         return f"<DeblurEngine {self.receipt}>"
@@ -195,14 +194,15 @@ class DeblurEngine:
                 variant = float_variant(self._source)
                 # Whoever hands in more than 8 bits wants them kept, so no faster arithmetic is chosen here.
                 wish = "bf16" if self._precision == "bf16" else "fp32"
-                self._float = self._sessions(_verified(variant.path, variant.sha256), variant.path, main.provider, wish)
+                self._float = self._sessions(content(variant.path, variant.sha256), variant.path, main.provider, wish)
                 self.float_receipt = self._receipt(self._float, variant.name)
             return self._float
 
     def _load(self, name: str) -> tuple[Sessions | None, str]:
         if name != "auto":
             return self._open(find(name, self._options))
-        if self._precision == "auto" and (tuned := load(_path(self._source))):
+        place = self._source.path if isinstance(self._source, Bundle) else self._source
+        if self._precision == "auto" and (tuned := load(place)):
             self._tuned = tuned
             try:
                 return self._open(find(tuned.provider), tuned.variant)
@@ -226,7 +226,7 @@ class DeblurEngine:
 
     def _open(self, provider: Provider, tuned: str | None = None) -> tuple[Sessions, str]:
         if isinstance(self._source, Path):
-            sessions = self._sessions(_content(self._source), self._source, provider, self._precision)
+            sessions = self._sessions(content(self._source), self._source, provider, self._precision)
             is_, wish = sessions.contract.precision, self._precision
             if wish not in ("auto", is_) and not (wish == "bf16" and is_ == "fp32"):
                 raise ModelError(f"{self._source} is {is_}, not {wish}; leave precision at auto or load a bundle")
@@ -234,7 +234,7 @@ class DeblurEngine:
         else:
             kept = (variant for variant in within_budget(self._source, provider) if variant.name == tuned)
             chosen = next(kept, None) or choose_variant(self._source, provider, self._precision)
-            data = _verified(chosen.path, chosen.sha256)
+            data = content(chosen.path, chosen.sha256)
             sessions, variant = self._sessions(data, chosen.path, provider, self._precision), chosen.name
         if tuned not in (None, variant):
             raise ModelError(f"{self._source.name} has no variant {tuned!r} within the quality budget")
@@ -288,44 +288,3 @@ class DeblurEngine:
             return restore_whole(sessions, rgb, layout.dtype, budget=self._budget, asked=asked, approximate=approximate)
         tile = self._tuned.tile_pixels if self._tuned and self._arguments["max_memory_mb"] is None else None
         return restore(sessions, rgb, layout.dtype, budget=self._budget, tile_pixels=tile)
-
-
-def _rebuild(arguments: dict[str, Any]) -> DeblurEngine:
-    return DeblurEngine(**arguments)
-
-
-def _source(model: str | Path | None) -> Bundle | Path:
-    if model is None:
-        if not DEFAULT_BUNDLE.is_dir():
-            raise MissingFileError(f"no model ships with this installation ({DEFAULT_BUNDLE}); give a bundle or .onnx")
-        return Bundle.read(DEFAULT_BUNDLE)
-    path = located(model)
-    found = kind_of(path)
-    if found == "folder":
-        return Bundle.read(path)
-    if not found:
-        # Here, since a path needs none of it.
-        from deblur_deploy.runtime.hub import fetched, url
-
-        if place := url(model):
-            return Bundle.read(fetched(place))
-        raise MissingFileError(f"no such model: {path}; give a bundle folder or an .onnx file of deblur-export")
-    return existing(path, kind="file")
-
-
-def _path(source: Bundle | Path) -> Path:
-    return source.path if isinstance(source, Bundle) else source
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _verified(path: Path, sha256: str) -> bytes:
-    data = _content(path)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ModelError(f"{path} is not the file that its bundle.json describes; export the bundle again")
-    return data

@@ -5,12 +5,11 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+from deblur_deploy.runtime.cgroups import read
+
 
 def _cpuinfo() -> dict[str, str]:
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    except OSError:
-        return {}
+    first = read(Path("/proc/cpuinfo")).split("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 
@@ -24,10 +23,7 @@ def gpu_models() -> list[str]:
     """Names of the NVIDIA GPUs of this machine, as their driver tells them."""
     models = []
     for about in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        try:
-            lines = about.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            continue
+        lines = read(about).splitlines()
         models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
     return models
 

@@ -23,11 +23,8 @@ def budget_bytes(max_memory_mb: float | None) -> int:
 
 def resident_bytes() -> int | None:
     """Memory that this process holds now; None where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    pages = read(Path("/proc/self/statm")).split()[1:2]
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else None
 
 
 def available_bytes(system: Path = SYSTEM) -> int | None:

@@ -126,18 +126,16 @@ def to_graph(rgb: NDArray[Any], io: str) -> NDArray[Any]:
     """HxWx3 of an accepted dtype as the contiguous batch of one that a graph with ``io`` takes."""
     if io == "uint8":
         return np.ascontiguousarray(rgb)[None]
-    scale = {"u": np.iinfo(rgb.dtype).max if rgb.dtype.kind == "u" else 1}.get(rgb.dtype.kind, 1)
+    scale = np.iinfo(rgb.dtype).max if rgb.dtype.kind == "u" else 1
     planes = np.ascontiguousarray(rgb.transpose(2, 0, 1), np.float32)
     return (planes / np.float32(scale) if scale != 1 else planes)[None]
 
 
 def from_graph(batch: NDArray[Any], io: str, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The one image of a restored batch as contiguous HxWx3 in ``dtype`` and its range."""
+    image: NDArray[Any] = batch[0]
     if io == "uint8":
-        image: NDArray[Any] = batch[0]
         return image
-    planes = batch[0]
     if dtype.kind == "u":
-        planes = np.rint(planes * np.float32(np.iinfo(dtype).max))
-    result: NDArray[Any] = np.ascontiguousarray(planes.transpose(1, 2, 0), dtype)
-    return result
+        image = np.rint(image * np.float32(np.iinfo(dtype).max))
+    return np.ascontiguousarray(image.transpose(1, 2, 0), dtype)

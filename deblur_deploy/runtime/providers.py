@@ -165,7 +165,9 @@ def find(name: str, extra: Mapping[str, str] | None = None) -> Provider:
         return Provider(
             name=short, ort_name=ort_name, device=device, kind=kind, version=ort.__version__, device_id=number
         )
-    raise ProviderError(f"provider {short} is not installed{_advice(short)}")
+    command = install(short)
+    mend = f"install it: {command}" if command else "it needs another build of onnxruntime"
+    raise ProviderError(f"provider {short} is not installed; {mend}")
 
 
 def _check_options(short: str, extra: Mapping[str, str]) -> None:
@@ -242,11 +244,6 @@ def install(short: str) -> str:
     """The command that installs a provider; empty where there is none."""
     package = _PACKAGES.get(short)
     return f"pip install '{package}'" if package else ""
-
-
-def _advice(short: str) -> str:
-    command = install(short)
-    return f"; install it: {command}" if command else "; it needs another build of onnxruntime"
 
 
 def _nvidia(number: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from deblur_deploy.errors import MemoryLimitError
 from deblur_deploy.runtime.pixels import from_graph, to_graph
 from deblur_deploy.runtime.sessions import SURELY_FITS_BYTES_PER_PIXEL, Sessions
-from deblur_deploy.runtime.tiling import Plan, plan_tiles
+from deblur_deploy.runtime.tiling import Plan, Span, plan_tiles
 
 Array = NDArray[Any]
 
@@ -49,14 +51,8 @@ def plan_for(sessions: Sessions, rgb: Array, *, budget: int, tile_pixels: int | 
 
 
 def _plan(sessions: Sessions, rgb: Array, max_pixels: int) -> Plan:
-    contract = sessions.contract
-    return plan_tiles(
-        rgb.shape[0],
-        rgb.shape[1],
-        divisor=contract.size_divisor,
-        radius_px=contract.receptive_radius_px,
-        max_pixels=max_pixels,
-    )
+    divisor, radius_px = sessions.contract.size_divisor, sessions.contract.receptive_radius_px
+    return plan_tiles(*rgb.shape[:2], divisor=divisor, radius_px=radius_px, max_pixels=max_pixels)
 
 
 def _run(sessions: Sessions, plan: Plan, dtype: np.dtype[Any], rgb: Array) -> Array:
@@ -64,12 +60,17 @@ def _run(sessions: Sessions, plan: Plan, dtype: np.dtype[Any], rgb: Array) -> Ar
     if len(plan.rows) == len(plan.columns) == 1:
         return from_graph(sessions.run(to_graph(rgb, io)), io, dtype)
     result = np.empty(rgb.shape, dtype)
-    for row in plan.rows:
-        for column in plan.columns:
-            tile = rgb[row.start : row.start + plan.height, column.start : column.start + plan.width]
-            below, right = plan.height - tile.shape[0], plan.width - tile.shape[1]
-            if below or right:
-                tile = np.pad(tile, ((0, below), (0, right), (0, 0)), mode="edge")
-            restored = from_graph(sessions.run(to_graph(tile, io), often=True), io, dtype)
-            result[row.place, column.place] = restored[row.keep, column.keep]
+    for row, column, restored in each_tile(sessions, plan, dtype, rgb):
+        result[row.place, column.place] = restored[row.keep, column.keep]
     return result
+
+
+def each_tile(sessions: Sessions, plan: Plan, dtype: np.dtype[Any], rgb: Array) -> Iterator[tuple[Span, Span, Array]]:
+    """What every tile becomes; below and right of ``rgb`` it is filled with the edge pixels."""
+    io = sessions.contract.io
+    for row, column in product(plan.rows, plan.columns):
+        tile = rgb[row.start : row.start + plan.height, column.start : column.start + plan.width]
+        below, right = plan.height - tile.shape[0], plan.width - tile.shape[1]
+        if below or right:
+            tile = np.pad(tile, ((0, below), (0, right), (0, 0)), mode="edge")
+        yield row, column, from_graph(sessions.run(to_graph(tile, io), often=True), io, dtype)

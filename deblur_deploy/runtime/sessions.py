@@ -25,6 +25,7 @@ from deblur_deploy.runtime.forks import ForkedLock
 from deblur_deploy.runtime.memory import resident_bytes
 from deblur_deploy.runtime.providers import Provider, find
 from deblur_deploy.runtime.session import Session, Shape, failure, read_contract
+from deblur_deploy.runtime.tiling import up
 
 MAX_FIXED = 4
 """Fixed-shape sessions that one model keeps."""
@@ -105,7 +106,7 @@ class Sessions:
         # On the CPU the session for any shape will do: another would only add to what is to be known.
         own = self.provider if self.provider.kind == "CPU" else find("cpu")
         session = self._any if self.provider.name == "cpu" else self._create(None, own)
-        small, large = _up(_PROBE_PX // 4, self.contract.size_divisor), _up(_PROBE_PX, self.contract.size_divisor)
+        small, large = up(_PROBE_PX // 4, self.contract.size_divisor), up(_PROBE_PX, self.contract.size_divisor)
         with _turn:
             session.bare.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
             before = resident_bytes()
@@ -207,7 +208,3 @@ class Sessions:
             threads=self.threads,
             extra=self._extra if provider in (None, self.provider) else {},
         )
-
-
-def _up(value: int, divisor: int) -> int:
-    return -(-value // divisor) * divisor

@@ -18,18 +18,13 @@ def usable_cores() -> int:
 
 def cpu_quota(system: Path = SYSTEM) -> float | None:
     """Cores that the container's quota allows, the tightest level; None if unlimited."""
-    quotas = (_v1(folder) if version == 1 else _v2(folder) for version, folder in levels("cpu", system))
+    quotas = (_quota(version, folder) for version, folder in levels("cpu", system))
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _v2(folder: Path) -> float | None:
-    limit, _, period = read(folder / "cpu.max").strip().partition(" ")
-    return _quota(limit, period)
+_FILES = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}
 
 
-def _v1(folder: Path) -> float | None:
-    return _quota(*(read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")))
-
-
-def _quota(limit: str, period: str) -> float | None:
+def _quota(version: int, folder: Path) -> float | None:
+    limit, period, *_ = *" ".join(read(folder / name) for name in _FILES[version]).split(), "", ""
     return int(limit) / int(period) if limit.isdigit() and period.isdigit() and int(period) else None

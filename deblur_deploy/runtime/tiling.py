@@ -46,10 +46,10 @@ def plan_tiles(height: int, width: int, *, divisor: int, radius_px: int, max_pix
     An image that fits is one tile.  If ``max_pixels`` is too small for a tile that has anything but margin, the
     smallest possible tile is taken instead.
     """
-    margin = _up(radius_px, divisor)
+    margin = up(radius_px, divisor)
     # Pixels in all, then size and tiles along both axes; spans are made for the winner alone, there may be many.
     best: tuple[int, int, int, int, int] | None = None
-    tall, wide = _up(height, divisor), _up(width, divisor)
+    tall, wide = up(height, divisor), up(width, divisor)
     for across in range(1, max(1, wide // divisor) + 1):
         columns_px, columns = _tiles(wide, across, divisor, margin)
         most = max_pixels // columns_px // divisor * divisor
@@ -77,14 +77,15 @@ def plan_tiles(height: int, width: int, *, divisor: int, radius_px: int, max_pix
     )
 
 
-def _up(value: int, divisor: int) -> int:
+def up(value: int, divisor: int) -> int:
+    """The next multiple of ``divisor``."""
     return -(-value // divisor) * divisor
 
 
 def _tiles(padded: int, count: int, divisor: int, margin: int) -> tuple[int, int]:
     """Size, a multiple of the divisor, and number of at most ``count`` tiles over ``padded``."""
     # Inner borders cost a margin on both of their sides, outer ones none.
-    size = max(_up(ceil((padded + 2 * margin * (count - 1)) / count), divisor), 2 * margin + divisor)
+    size = max(up(ceil((padded + 2 * margin * (count - 1)) / count), divisor), 2 * margin + divisor)
     return (size, 1 + ceil((padded - size) / (size - 2 * margin))) if size < padded else (padded, 1)
 
 

@@ -39,15 +39,10 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
     """
     # OpenVINO makes bf16 out of the fp32 file.
     wanted = "fp32" if precision == "bf16" else precision
-    variants = _usable(bundle, provider)
-    if wanted != "auto":
-        variants = [variant for variant in variants if variant.precision == wanted]
+    if wanted == "auto":
+        variants = [v for v in within_budget(bundle, provider) if provider.name not in v.slower_than_fp32_on]
     else:
-        variants = [
-            variant
-            for variant in variants
-            if variant.drop_db <= MAX_DROP_DB and provider.name not in variant.slower_than_fp32_on
-        ]
+        variants = [variant for variant in _usable(bundle, provider) if variant.precision == wanted]
     if not variants:
         raise ModelError(f"bundle {bundle.path} has no {wanted} variant; it has {_names(bundle.variants.values())}")
     order = _USUALLY_FASTEST.get(provider.name, _ON_GPUS)
@@ -55,11 +50,7 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
     def cost(variant: Variant) -> tuple[float, int, bool]:
         rank = order.index(variant.precision) if variant.precision in order else len(order)
         measured = all(provider.name in other.latency_ms for other in variants)
-        return (
-            (variant.latency_ms[provider.name] if measured else 0.0),
-            rank,
-            variant.layout != "rows",
-        )
+        return variant.latency_ms[provider.name] if measured else 0.0, rank, variant.layout != "rows"
 
     return min(variants, key=cost)
 

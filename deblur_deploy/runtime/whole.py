@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deblur_deploy.errors import MemoryLimitError
 from deblur_deploy.runtime.memory import available_bytes
 from deblur_deploy.runtime.pixels import from_graph, to_graph
+from deblur_deploy.runtime.restoring import each_tile
 from deblur_deploy.runtime.sessions import Sessions
 from deblur_deploy.runtime.tiling import Span, plan_tiles
 
@@ -52,20 +53,15 @@ def restore_whole(
 def _blended(sessions: Sessions, rgb: Array, dtype: np.dtype[Any], max_pixels: int) -> Array:
     """Overlapping tiles, each fading out towards its inner borders."""
     height, width, _ = rgb.shape
-    divisor, io = sessions.contract.size_divisor, sessions.contract.io
+    divisor = sessions.contract.size_divisor
     plan = plan_tiles(height, width, divisor=divisor, radius_px=_MARGIN_PX, max_pixels=max_pixels)
     total, weight = np.zeros(rgb.shape, np.float32), np.zeros((height, width, 1), np.float32)
-    for row in plan.rows:
-        for column in plan.columns:
-            tile = rgb[row.start : row.start + plan.height, column.start : column.start + plan.width]
-            below, right = plan.height - tile.shape[0], plan.width - tile.shape[1]
-            padded = np.pad(tile, ((0, below), (0, right), (0, 0)), mode="edge") if below or right else tile
-            restored = from_graph(sessions.run(to_graph(padded, io), often=True), io, dtype)
-            tall, wide = tile.shape[:2]
-            ramps = _ramp(row, tall, height)[:, None, None] * _ramp(column, wide, width)[None, :, None]
-            place = slice(row.start, row.start + tall), slice(column.start, column.start + wide)
-            total[place] += ramps * restored[:tall, :wide]
-            weight[place] += ramps
+    for row, column, restored in each_tile(sessions, plan, dtype, rgb):
+        tall, wide = min(plan.height, height - row.start), min(plan.width, width - column.start)
+        ramps = _ramp(row, tall, height)[:, None, None] * _ramp(column, wide, width)[None, :, None]
+        place = slice(row.start, row.start + tall), slice(column.start, column.start + wide)
+        total[place] += ramps * restored[:tall, :wide]
+        weight[place] += ramps
     total /= weight
     return np.rint(total).astype(dtype) if dtype.kind == "u" else total.astype(dtype)
 

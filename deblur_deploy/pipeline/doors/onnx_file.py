@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper, version_converter
+from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper, version_converter
 
 from deblur_deploy.contract import KEY
 from deblur_deploy.errors import InputError, ModelError, one_line
 from deblur_deploy.files import existing
 from deblur_deploy.pipeline.doors.convention import Array, PlaneOrder
 from deblur_deploy.pipeline.graph import OPSET
+from deblur_deploy.pipeline.nodes import set_nodes
 from deblur_deploy.runtime.providers import first_line
 
 _FLOATS = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -117,7 +118,7 @@ def _constants_to_initializers(model: ModelProto) -> None:
             model.graph.initializer.append(value)
         else:
             kept.append(node)
-    _replace(model, kept)
+    set_nodes(model, kept)
 
 
 def _tidy(model: ModelProto) -> None:
@@ -135,12 +136,6 @@ def _tidy(model: ModelProto) -> None:
         node.name = f"{node.op_type}_{number}"
         node.doc_string = ""
         del node.metadata_props[:]
-
-
-def _replace(model: ModelProto, nodes: list[NodeProto]) -> None:
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
 
 
 def image_input(model: ModelProto, name: str) -> tuple[str, list[PlaneOrder], bool]:

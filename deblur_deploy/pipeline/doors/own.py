@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from deblur_deploy.errors import ModelError
 from deblur_deploy.pipeline.doors.convention import Convention
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
 from deblur_deploy.pipeline.network import Network
-from deblur_deploy.pipeline.rewrite import drop_dead
+from deblur_deploy.pipeline.nodes import attributes, constants_of, drop_dead, makers_of, set_nodes
 
 _FIRST, _LAST = "encoder.0.0.weight", "head.weight"
 
@@ -29,25 +30,21 @@ def own_body(model: ModelProto, path: Path) -> tuple[ModelProto, Network, Conven
     contract = ModelContract.from_metadata(metadata, path)
     if contract.precision != "fp32":
         raise ModelError(f"{path} is {contract.precision}, which would be rounded twice; give the fp32.onnx beside it")
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = makers_of(model)
     if not {BLOCKS, CORRECTION} <= {*makers} or "result" not in makers:
         raise ModelError(f"{path} carries our contract, but not our graph; give the file as deblur-export wrote it")
-    constants = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    constants = constants_of(model)
     maker = makers[BLOCKS]
-    about = {one.name: helper.get_attribute_value(one) for one in maker.attribute}
-    stem = int(about["blocksize"]) if maker.op_type == "SpaceToDepth" else 1
+    stem = int(attributes(maker)["blocksize"]) if maker.op_type == "SpaceToDepth" else 1
     first = model.graph.input[0].type.tensor_type.shape.dim[0]
     batch: Any = BATCH_DIM if first.dim_param else 1
     channels = 3 * stem**2
-    body = ModelProto()
-    body.CopyFrom(model)
+    body = copy.deepcopy(model)
     del body.graph.input[:], body.graph.output[:], body.metadata_props[:], body.graph.value_info[:]
     sizes = [batch, channels, HEIGHT_DIM, WIDTH_DIM]
     body.graph.input.append(helper.make_tensor_value_info(BLOCKS, TensorProto.FLOAT, sizes))
     body.graph.output.append(helper.make_tensor_value_info(CORRECTION, TensorProto.FLOAT, sizes))
-    kept = [node for node in model.graph.node if BLOCKS not in node.output]
-    del body.graph.node[:]
-    body.graph.node.extend(kept)
+    set_nodes(body, (node for node in model.graph.node if BLOCKS not in node.output))
     drop_dead(body)
     network = Network(
         size_divisor=contract.size_divisor,

@@ -150,7 +150,7 @@ def _guess(
     wished = wish.input
     ranges = [wished.range] if wished.range != "auto" else ["255"] if how.input_bytes else ["1", "255", "-1"]
     colours = [wished.colour] if wished.colour != "auto" else ["rgb", "bgr"]
-    crops = [_crop(pair) for pair in pairs[::3]]
+    crops = [pair.centre(_CROP_PX) for pair in pairs[::3]]
     blurred = float(np.mean([psnr(pair.blurred, pair.sharp) for pair in crops]))
     found: list[tuple[Convention, float]] = []
     for span, colour, output in product(ranges, colours, outputs):
@@ -177,9 +177,3 @@ def _quality(restore: Reference, crops: Sequence[Pair]) -> float:
         return float(np.mean([psnr(restore(pair.blurred), pair.sharp) for pair in crops]))
     except Exception:  # as above: then it is none that it takes
         return -np.inf
-
-
-def _crop(pair: Pair) -> Pair:
-    top, left = ((side - _CROP_PX) // 2 for side in pair.blurred.shape[:2])
-    window = slice(top, top + _CROP_PX), slice(left, left + _CROP_PX)
-    return Pair(name=pair.name, blurred=pair.blurred[window], sharp=pair.sharp[window])

@@ -18,9 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from skimage.util import view_as_blocks
@@ -29,6 +28,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.config import Statistic
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
+from deblur_deploy.pipeline.nodes import constants_of, observing
 
 _CALIBRATORS: dict[Statistic, tuple[CalibrationMethod, dict[str, bool]]] = {
     "minmax": (CalibrationMethod.MinMax, {}),
@@ -201,16 +201,11 @@ def run_body(
     body: ModelProto, tiles: Sequence[Image], stem: int, names: Collection[str]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
     """What ``body`` reads (``BLOCKS``) and computes for each tile: the values called ``names``."""
-    probe, wanted = ModelProto(), sorted({*names} - {BLOCKS})
+    wanted = sorted({*names} - {BLOCKS})
     if not wanted:
         yield from ({BLOCKS: to_blocks(tile, stem)} for tile in tiles)
         return
-    probe.CopyFrom(body)
-    del probe.graph.output[:]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = observing(body, wanted)
     for tile in tiles:
         blocks = to_blocks(tile, stem)
         yield {BLOCKS: blocks, **dict(zip(wanted, session.run(wanted, {BLOCKS: blocks}), strict=True))}
@@ -218,12 +213,12 @@ def run_body(
 
 def clipped_shares(body: ModelProto, quantized: ModelProto, tiles: Sequence[Image], stem: int) -> dict[str, float]:
     """Share of the values of ``body`` that lie outside of what ``quantized`` can hold, by tensor."""
-    constants = {value.name: value for value in quantized.graph.initializer}
+    constants = constants_of(quantized)
     made = {name for node in body.graph.node for name in node.output}
     limits: dict[str, tuple[float, float]] = {}
     for node in quantized.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in made:
-            scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+            scale, zero = (constants[name] for name in node.input[1:3])
             least, most = np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
             # Half a step further still rounds to a value that exists.
             low, high = (float(scale) * (end - int(zero)) for end in (least - 0.5, most + 0.5))

@@ -23,6 +23,7 @@ from onnx import ModelProto, NodeProto
 
 from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.pipeline.int8.quantize import layer_name
+from deblur_deploy.pipeline.nodes import makers_of
 from deblur_deploy.runtime.providers import Provider
 
 _SIDE = 96
@@ -83,11 +84,15 @@ def _products(args: Mapping[str, Any]) -> float:
     return float(prod(first if args["op_name"] == "ConvTranspose" else given) * prod(weight[1:]))
 
 
+def _contract(path: Path) -> ModelContract:
+    model = onnx.load(path, load_external_data=False)
+    return ModelContract.from_metadata({entry.key: entry.value for entry in model.metadata_props}, path)
+
+
 def _side(path: Path) -> int:
     """Height and width of an image that the network of a file of ours takes without padding."""
-    model = onnx.load(path, load_external_data=False)
-    contract = ModelContract.from_metadata({entry.key: entry.value for entry in model.metadata_props}, path)
-    return -(-_SIDE // contract.size_divisor) * contract.size_divisor
+    divisor = _contract(path).size_divisor
+    return -(-_SIDE // divisor) * divisor
 
 
 def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kernel]:
@@ -137,7 +142,7 @@ def _openvino(path: Path) -> set[str] | None:
         return None
     model = openvino.Core().read_model(path)
     side = _side(path)
-    model.reshape({INPUT: [1, side, side, 3] if _is_bytes(path) else [1, 3, side, side]})
+    model.reshape({INPUT: [1, side, side, 3] if _contract(path).io == "uint8" else [1, 3, side, side]})
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = set()
     for op in compiled.get_runtime_model().get_ordered_ops():
@@ -148,18 +153,12 @@ def _openvino(path: Path) -> set[str] | None:
     return found
 
 
-def _is_bytes(path: Path) -> bool:
-    model = onnx.load(path, load_external_data=False)
-    return bool(model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
-
-
 def _multiplying(path: Path) -> Iterator[tuple[NodeProto, list[str]]]:
     """The nodes of a file that multiply, each with the names of its constants (weights first), through what
     dequantizes."""
-    graph = onnx.load(path).graph
-    makers = {name: node for node in graph.node for name in node.output}
-    constants = {value.name for value in graph.initializer}
-    for node in graph.node:
+    model = onnx.load(path)
+    makers, constants = makers_of(model), {value.name for value in model.graph.initializer}
+    for node in model.graph.node:
         if node.op_type in _MULTIPLIES:
             names = []
             for name in node.input[1:]:

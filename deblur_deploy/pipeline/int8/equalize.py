@@ -13,18 +13,19 @@ allows.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.quantize import layer_name
+from deblur_deploy.pipeline.nodes import attributes, drop_constants
 
 Scales = dict[str, NDArray[np.float32]]
 """Range of each channel, by layer."""
@@ -69,7 +70,7 @@ class _Graph:
 
     def depthwise(self, node: NodeProto) -> bool:
         shape = self.constants[node.input[1]].dims
-        return bool(shape[1] == 1 and shape[0] == _attribute(node, "group", 1))
+        return bool(shape[1] == 1 and shape[0] == attributes(node).get("group", 1))
 
     def reached(self, name: str, first: int) -> list[tuple[str, int]] | None:
         """The layers that read ``name``, whose channels begin at ``first``; None if anything else does."""
@@ -78,13 +79,14 @@ class _Graph:
         found = []
         for node in self.readers[name]:
             more: list[tuple[str, int]] | None = None
-            if self.is_layer(node) and node.input[0] == name and name not in node.input[1:]:
-                if _attribute(node, "group", 1) == 1 or self.depthwise(node):
+            about, inputs = attributes(node), list(node.input)
+            if self.is_layer(node) and inputs[0] == name and name not in inputs[1:]:
+                if about.get("group", 1) == 1 or self.depthwise(node):
                     more = [(layer_name(node.input[1]), first)]
             elif node.op_type in _PASSES:
                 more = self.reached(node.output[0], first)
-            elif node.op_type == "Concat" and _attribute(node, "axis", 0) == 1 and list(node.input).count(name) == 1:
-                before = [self.channels.get(other) for other in node.input[: list(node.input).index(name)]]
+            elif node.op_type == "Concat" and about.get("axis", 0) == 1 and inputs.count(name) == 1:
+                before = [self.channels.get(other) for other in inputs[: inputs.index(name)]]
                 if None not in before:
                     more = self.reached(node.output[0], first + sum(count or 0 for count in before))
             if more is None:
@@ -102,9 +104,9 @@ def scalable(body: ModelProto) -> list[Scalable]:
         while len(graph.readers.get(name, ())) == 1:
             (reader,) = graph.readers[name]
             if reader.op_type == "DepthToSpace":
-                size = _attribute(reader, "blocksize", 1) ** 2
+                size = attributes(reader).get("blocksize", 1) ** 2
                 width = len(copies) // size
-                together = _attribute(reader, "mode", b"DCR") == b"CRD"
+                together = attributes(reader).get("mode", b"DCR") == b"CRD"
                 copies = np.repeat(np.arange(width), size) if together else np.tile(np.arange(width), size)
             elif reader.op_type not in ("Relu", "LeakyRelu"):
                 break
@@ -115,10 +117,6 @@ def scalable(body: ModelProto) -> list[Scalable]:
                 Scalable(layer=layer_name(node.input[1]), activation=name, copies=copies, readers=tuple(readers))
             )
     return found
-
-
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
 
 
 def _channels(body: ModelProto) -> dict[str, int]:
@@ -148,8 +146,7 @@ def channel_ranges(body: ModelProto, tiles: Sequence[Image], stem: int) -> Scale
 
 def equalized(body: ModelProto, ranges: Mapping[str, NDArray[np.float32]]) -> ModelProto:
     """``body`` (fp32) with every channel divided by its range, and multiplied by it where it is read."""
-    result = ModelProto()
-    result.CopyFrom(body)
+    result = copy.deepcopy(body)
     graph = _Graph(result)
     layers = {layer_name(node.input[1]): node for node in graph.layers}
     # The exporter leaves out a bias of zeros.
@@ -173,9 +170,7 @@ def equalized(body: ModelProto, ranges: Mapping[str, NDArray[np.float32]]) -> Mo
                 weights[reader][:, first : first + len(scale)] *= scale[:, None, None]
     # Each has constants of its own, since the exporter shares those that are equal.
     old = {name for node in layers.values() for name in node.input[1:3]}
-    kept = [value for value in result.graph.initializer if value.name not in old]
-    del result.graph.initializer[:]
-    result.graph.initializer.extend(kept)
+    drop_constants(result, old, others=True)
     for layer, node in layers.items():
         constant = {f"{layer}.{kind}": of[layer] for kind, of in (("weight", weights), ("bias", biases)) if layer in of}
         node.input[1:] = list(constant)

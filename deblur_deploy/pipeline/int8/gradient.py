@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from onnx import NodeProto, helper
+from onnx import NodeProto
 from torch import Tensor
+
+from deblur_deploy.pipeline.nodes import attributes
 
 _PLAIN: dict[str, Callable[..., Tensor]] = {
     "Relu": torch.relu,
@@ -29,11 +30,6 @@ _PLAIN: dict[str, Callable[..., Tensor]] = {
     "Max": torch.maximum,
     "MatMul": torch.matmul,
 }
-
-
-def attributes(node: NodeProto) -> dict[str, Any]:
-    """The attributes of ``node``, by name."""
-    return {one.name: helper.get_attribute_value(one) for one in node.attribute}
 
 
 def computed(node: NodeProto, inputs: Sequence[Tensor | None]) -> Tensor | tuple[Tensor, ...]:

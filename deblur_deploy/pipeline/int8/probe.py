@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from deblur_deploy.pipeline.graph import BLOCKS
+from deblur_deploy.pipeline.nodes import constants_of, observing
 
 _SIDE = 16
 """Height and width of the input that a body is tried with, in blocks: enough for five levels."""
@@ -39,12 +40,8 @@ def int8_ops(body: ModelProto, side: int = _SIDE) -> dict[str, bool]:
 
 def _values(body: ModelProto, side: int) -> dict[str, NDArray[np.generic]]:
     """Every activation of ``body`` on an input of zeros, by name: their shapes, and the shapes that it computes."""
-    whole = ModelProto()
-    whole.CopyFrom(body)
     names = [name for node in body.graph.node for name in node.output]
-    del whole.graph.output[:]
-    whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = _session(whole.SerializeToString())
+    session = observing(body, names)
     channels = body.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     blocks = np.zeros((1, channels, side, side), np.float32)
     return {BLOCKS: blocks, **dict(zip(names, session.run(names, {BLOCKS: blocks}), strict=True))}
@@ -52,7 +49,7 @@ def _values(body: ModelProto, side: int) -> dict[str, NDArray[np.generic]]:
 
 def _one_op(node: NodeProto, values: dict[str, NDArray[np.generic]], body: ModelProto) -> ModelProto:
     """uint8 -> DequantizeLinear -> the operation -> QuantizeLinear -> uint8, all with one scale and zero point 0."""
-    weights = {value.name: numpy_helper.to_array(value) for value in body.graph.initializer}
+    weights = constants_of(body)
     constants: dict[str, NDArray[np.generic]] = {"scale": np.array(1, np.float32), "zero": np.array(0, np.uint8)}
     inputs, nodes, names = [], [], []
     for place, name in enumerate(node.input):
@@ -80,14 +77,9 @@ def _one_op(node: NodeProto, values: dict[str, NDArray[np.generic]], body: Model
 def _runs_in_int8(model: bytes) -> bool:
     with tempfile.TemporaryDirectory(prefix="deblur-probe-") as folder:
         path = Path(folder, "optimized.onnx")
-        _session(model, path)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         left = {node.op_type for node in onnx.load(path).graph.node}
     return not left & {"QuantizeLinear", "DequantizeLinear"}
-
-
-def _session(model: bytes, optimized: Path | None = None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if optimized:
-        options.optimized_model_filepath = str(optimized)
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -23,6 +23,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE, CORRECTION
 from deblur_deploy.pipeline.int8.calibrate import redirected, to_blocks
+from deblur_deploy.pipeline.nodes import set_nodes
 from deblur_deploy.pipeline.rewrite import LAYERS
 
 _BYTES = {"scale": np.array(BYTE_SCALE, dtype=np.float32), "zero_point": np.array(0, dtype=np.uint8)}
@@ -128,9 +129,7 @@ def _shield(model: ModelProto, names: Collection[str]) -> None:
             kept.append(helper.make_node("Max", [node.input[0]], [shield], name=shield))
             node.input[0] = shield
         kept.append(node)
-    nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model, kept)
 
 
 def quantize_with_nncf(body: ModelProto, tiles: Sequence[Image], stem: int) -> ModelProto:

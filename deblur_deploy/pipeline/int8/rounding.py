@@ -13,17 +13,19 @@ Source: Frantar et al., GPTQ (2023), here for convolutions and 8 bits; the colum
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.quantize import layer_name
+from deblur_deploy.pipeline.nodes import attributes, constants_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class _Reading:
     def of(cls, node: NodeProto, kernel: tuple[int, int]) -> _Reading:
         if node.op_type == "MatMul":
             return cls(source=node.input[0], matrix=True)
-        about = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        about = attributes(node)
         return cls(
             source=node.input[0],
             groups=about.get("group", 1),
@@ -131,19 +133,17 @@ def _readings(body: ModelProto) -> dict[str, _Reading]:
 
 def layered(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether weights of such a shape are rounded here: those of plain convolutions and matrices."""
-    about = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     rank = 2 if node.op_type == "MatMul" else 4
-    return len(shapes[node.input[1]]) == rank and about.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+    return len(shapes[node.input[1]]) == rank and attributes(node).get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
 
 
 def _weights(body: ModelProto) -> dict[str, NDArray[np.float32]]:
     """(outputs, inputs, height, width) of every layer, by the name of the constant."""
-    constants = {value.name: value for value in body.graph.initializer}
-    found = {}
-    for name, reading in _readings(body).items():
-        values = numpy_helper.to_array(constants[name])
-        found[name] = values.T[:, :, None, None] if reading.matrix else values
-    return found
+    constants = constants_of(body)
+    return {
+        name: constants[name].T[:, :, None, None] if reading.matrix else constants[name]
+        for name, reading in _readings(body).items()
+    }
 
 
 def rounded_weights(body: ModelProto, moments: Moments | None) -> Weights:
@@ -160,8 +160,7 @@ def rounded_weights(body: ModelProto, moments: Moments | None) -> Weights:
 
 def with_weights(body: ModelProto, weights: Weights) -> ModelProto:
     """``body`` with other values for the constants that ``weights`` names."""
-    result = ModelProto()
-    result.CopyFrom(body)
+    result = copy.deepcopy(body)
     for value in result.graph.initializer:
         if value.name in weights:
             value.CopyFrom(numpy_helper.from_array(weights[value.name].values, value.name))

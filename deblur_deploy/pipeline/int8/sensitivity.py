@@ -74,7 +74,7 @@ def measure_sensitivity(
     """
     exporter = quantizer.exporter
     layout = exporter.layouts[0]
-    parts = [_crop(pair) for pair in pairs[:: -(-len(pairs) // crops)]]
+    parts = [pair.centre(_CROP_PX) for pair in pairs[:: -(-len(pairs) // crops)]]
     exact = AgainstFp32(fp32, parts)
     whole = exporter.int8(quantizer.body(method, layout), layout, folder)
     slow, fast = kernels_of(fp32.path), kernels_of(whole.path)
@@ -108,16 +108,6 @@ def units(names: Sequence[str]) -> list[tuple[str, ...]]:
     """``names``, each alone or, where they are many, several in a row together."""
     count = -(-len(names) // _UNITS)
     return [tuple(names[start : start + count]) for start in range(0, len(names), count)]
-
-
-def _crop(pair: Pair) -> Pair:
-    top, left = (max(0, side - _CROP_PX) // 2 for side in pair.blurred.shape[:2])
-    window = slice(top, top + _CROP_PX), slice(left, left + _CROP_PX)
-    return Pair(
-        name=pair.name,
-        blurred=np.ascontiguousarray(pair.blurred[window]),
-        sharp=np.ascontiguousarray(pair.sharp[window]),
-    )
 
 
 def return_order(sensitivity: Sequence[Sensitivity]) -> list[str]:

@@ -10,6 +10,7 @@ Source: Esser et al., Learned Step Size Quantization (2020); biases as in Nagel 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ from torch import Tensor
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
 from deblur_deploy.pipeline.int8.calibrate import run_body
-from deblur_deploy.pipeline.int8.gradient import attributes, computed
+from deblur_deploy.pipeline.int8.gradient import computed
 from deblur_deploy.pipeline.int8.quantize import layer_name
 from deblur_deploy.pipeline.network import Network
+from deblur_deploy.pipeline.nodes import attributes, constants_of
 
 _STEPS, _PASSES, _TILES = 150, 20, 4
 """How often everything is moved at most, how often each tile is looked at, at most, and how many at once."""
@@ -105,7 +107,7 @@ class _FakeQuantized:
 
     def __init__(self, quantized: ModelProto, tied: Mapping[str, str]) -> None:
         self.tied, graph = tied, quantized.graph
-        constants = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+        constants = constants_of(quantized)
         self.constants = {name: torch.from_numpy(np.array(of)) for name, of in constants.items()}
         self.nodes = []
         for node in graph.node:
@@ -199,8 +201,7 @@ class _Rounded(torch.autograd.Function):
 
 def with_biases(body: ModelProto, biases: Mapping[str, NDArray[np.float32]]) -> ModelProto:
     """``body``, in planes, with other biases."""
-    result = ModelProto()
-    result.CopyFrom(body)
+    result = copy.deepcopy(body)
     for value in result.graph.initializer:
         layer = value.name.removesuffix(".bias")
         if layer != value.name and layer in biases:

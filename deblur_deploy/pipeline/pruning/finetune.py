@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,20 +56,8 @@ def finetune(
     batches = batches_for(config, training, folder)
     batches.blur_here = device.type != "cuda"
     bf16 = uses_bf16(config.precision, cuda=device.type == "cuda")
+    restored = partial(_restored, divisor=divisor, bf16=bf16, precision=config.precision)
     start, done = time.monotonic(), 0.0
-
-    def restored(net: nn.Module, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        try:
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                result: Tensor = net(pad_to_multiple(images, divisor))
-        except RuntimeError as error:  # it is somebody else's network
-            raise TrainingError(
-                f"recovery: the network fails on {width}x{height} patches in {config.precision}: {one_line(error)}; "
-                "choose another --prune.recover.side-px or --prune.recover.precision"
-            ) from None
-        return result[..., :height, :width].float()
-
     last = config.steps if config.minutes is None else _NO_END
     for step, batch in enumerate(batches.load(0, last, config.workers)):
         batch = batch.finished(batches.blur, device)
@@ -91,3 +80,16 @@ def finetune(
             break
     result: nn.Module = averaged.module.cpu().requires_grad_(requires_grad=False).eval()
     return result
+
+
+def _restored(net: nn.Module, images: Tensor, *, divisor: int, bf16: bool, precision: str) -> Tensor:
+    height, width = images.shape[-2:]
+    try:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            result: Tensor = net(pad_to_multiple(images, divisor))
+    except RuntimeError as error:  # it is somebody else's network
+        raise TrainingError(
+            f"recovery: the network fails on {width}x{height} patches in {precision}: {one_line(error)}; "
+            "choose another --prune.recover.side-px or --prune.recover.precision"
+        ) from None
+    return result[..., :height, :width].float()

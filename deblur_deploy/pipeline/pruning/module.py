@@ -7,8 +7,7 @@ resume (see ``finetune``); a latency that is asked for is that of the fp32 file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +30,7 @@ from deblur_deploy.pipeline.pruning.fit import fit, time_files
 from deblur_deploy.pipeline.pruning.limit import time_limit
 from deblur_deploy.pipeline.pruning.prune import Plan
 from deblur_deploy.pipeline.pruning.recover import samples_for
+from deblur_deploy.pipeline.pruning.smaller import Smaller
 from deblur_deploy.training.unet import parameter_count
 
 MODULE = "module.pt2"
@@ -40,23 +40,14 @@ _TOLD = 50
 """Steps of recovery between two lines about it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pruned:
-    """A network after pruning, or as it was."""
-
-    source: Source
-    record: dict[str, Any]
-    file: Path | None = None
-
-
-def prune_stranger(
+def prune_module(
     source: Source,
     config: PruneConfig,
     wish: NetworkConfig,
     pairs: Photos[Pair],
     work: Path,
     on_progress: Callable[[str], None] = lambda _: None,
-) -> Pruned:
+) -> Smaller:
     """Prune the module of ``source`` to a share of its cost or to a latency; ``work`` is for files that stay.
 
     Raises InputError for a network that cannot be pruned, if a share was asked for, or a target that is out of reach.
@@ -68,7 +59,7 @@ def prune_stranger(
     share = config.macs or config.parameters
     if share == 1:
         on_progress("note: nothing is pruned for a share of 1")
-        return Pruned(source=source, record={})
+        return Smaller(source=source, record={})
     module, how = standard(source.module, source.convention)
     try:
         job = _Job(module, how, config, pairs.images, on_progress)
@@ -76,7 +67,7 @@ def prune_stranger(
         if share is not None:
             raise
         on_progress(f"note: not pruned: {error}")
-        return Pruned(source=source, record={})
+        return Smaller(source=source, record={})
     small, record = job.run(share or 1.0)
     for note in record["notes"]:
         on_progress(f"note: {note}")
@@ -87,7 +78,7 @@ def prune_stranger(
     file = work / MODULE
     example = torch.rand(1, 3, job.side, job.side)
     torch.export.save(torch.export.export(small, (example,), dynamic_shapes=(_sizes(how),)), file)
-    return Pruned(source=smaller, record={**record, "checkpoint": MODULE, "sha256": smaller.parent}, file=file)
+    return Smaller(source=smaller, record={**record, "checkpoint": MODULE, "sha256": smaller.parent}, file=file)
 
 
 def _sizes(how: Convention) -> dict[int, Any]:
@@ -105,7 +96,7 @@ class _Job:
         module: nn.Module,
         how: Convention,
         config: PruneConfig,
-        pairs: list[Pair] | Any,
+        pairs: Sequence[Pair],
         on_progress: Callable[[str], None],
     ) -> None:
         self.module, self.how, self.config, self.pairs, self.say = module, how, config, pairs, on_progress

@@ -1,0 +1,98 @@
+"""Tools for ONNX graphs, whoever made them: to read nodes, rename and replace them, and drop what nothing needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """The attributes of ``node``, by name."""
+    return {one.name: helper.get_attribute_value(one) for one in node.attribute}
+
+
+def constants_of(model: ModelProto) -> dict[str, NDArray[Any]]:
+    """The initializers of ``model``, by name."""
+    return {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+
+
+def makers_of(model: ModelProto) -> dict[str, NodeProto]:
+    """The node that gives each value of ``model``, by the value's name."""
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
+    """A copy of ``node`` that calls its values by ``names``, where these have them."""
+    result = NodeProto()
+    result.CopyFrom(node)
+    for values in (result.input, result.output):
+        values[:] = [names.get(value, value) for value in values]
+    for attribute in result.attribute:
+        # Branches and loops read the names of the graph around them.
+        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            inner = [renamed(one, names) for one in graph.node]
+            del graph.node[:]
+            graph.node.extend(inner)
+    return result
+
+
+def set_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Let ``nodes``, which may be some of its own, be those of ``model``, in place."""
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def drop_constants(model: ModelProto, needed: Iterable[str], *, others: bool = False) -> None:
+    """Keep, in place, the constants called ``needed``; with ``others``, all but these."""
+    names = set(needed)
+    kept = [value for value in model.graph.initializer if (value.name in names) != others]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def drop_dead(model: ModelProto) -> None:
+    """Remove, in place, nodes and constants that no output needs."""
+    needed, kept = {value.name for value in model.graph.output}, []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed.update(names_read(node))
+    set_nodes(model, reversed(kept))
+    drop_constants(model, needed)
+
+
+def names_read(node: NodeProto) -> set[str]:
+    """What ``node`` reads, its branches and loops included."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                found |= names_read(inner)
+    return found
+
+
+def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto], added: Mapping[str, NDArray[Any]]) -> None:
+    """Let ``nodes`` be those of ``model``, with constants ``added``, in place; what nothing needs then goes."""
+    set_nodes(model, nodes)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.ascontiguousarray(of), name) for name, of in added.items()
+    )
+    drop_dead(model)
+
+
+def observing(model: ModelProto, names: Iterable[str]) -> ort.InferenceSession:
+    """A session on the CPU that gives the values called ``names``, and no others, of what ``model`` computes."""
+    probe = ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
