@@ -48,6 +48,7 @@ OWN = {"latency", "quality", "peers", "limits", "scaling"}
 def readme_block(records: Records, sizes: dict[str, int]) -> str:
     """The short table and three sentences; ``sizes`` are the bytes of each variant's file."""
     where = f"Measured on {processor(records['latency'])}, {threads(records['latency'])} threads."
+    where += " Times are of an earlier export: the same network, other weights." if timed_before(records) else ""
     sentences = [
         quality_sentence(records["quality"], "docs/benchmarks/main.md"),
         times_faster(records["peers"], "docs/benchmarks/index.md") if "peers" in records else "",
@@ -87,7 +88,7 @@ def machine_tables(records: Records) -> list[Table]:
     if (alone := one_thread_table(records["latency"])) is not None:
         found.append(alone)
     if "quality" in records and (by_set := sets_table(records["quality"])) is not None:
-        found.append(by_set)
+        found.append(_placed(by_set, records["quality"], records["latency"]))
     if "peers" in records:
         found.append(peers_table(records["peers"]))
         found += [table for table in (networks_table(records["peers"]),) if table]
@@ -119,6 +120,11 @@ def merged(records: Records) -> list[Row]:
         quality.setdefault(row.key[:3], row)
     timed = records["latency"].rows
     return [with_quality(row, quality[row.key[:3]]) if row.key[:3] in quality else row for row in timed]
+
+
+def timed_before(records: Records) -> bool:
+    """Whether times are of an earlier export than quality: the same network takes as long with any weights."""
+    return "quality" in records and records["quality"].settings.get("files") != records["latency"].settings.get("files")
 
 
 def conditions(record: Record) -> str:
@@ -224,6 +230,8 @@ def results_page(machines: dict[Path, Records], shown: Sequence[Picture]) -> Pag
 
 def _notes(records: Records) -> list[str]:
     notes = []
+    if timed_before(records):
+        notes.append("Times, and PSNR beside other tools, are of an earlier export: the same network, other weights.")
     for record in records.values():
         notes.append(f"{record.benchmark}: {conditions(record)}")
         notes += [f"{record.benchmark}: {note}" for note in record.notes]

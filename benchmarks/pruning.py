@@ -80,6 +80,8 @@ class Pruning(Options):
     """Of recovery, and of the dense network that is trained on."""
     learning_rate: float = RecoverConfig().learning_rate
     """Of the same."""
+    bank_gb: float = RecoverConfig().bank_gb
+    """Disk for patches that are blurred ahead."""
     seed: int = 0
     """Of data order and blur."""
     scratch: bool = True
@@ -102,6 +104,7 @@ class Pruning(Options):
             frames=self.frames,
             video=self.video,
             frames_window=self.frames_window,
+            bank_gb=self.bank_gb,
             seed=self.seed,
             steps=steps,
             patches=self.patches,

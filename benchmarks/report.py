@@ -91,9 +91,9 @@ def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, Records]:
         for name, record in records.items():
             if record.settings.get("quick") and not quick:
                 raise InputError(f"{place / name}.json was measured with --quick; measure it again without")
-            # Training knows no files, and pruning starts from a checkpoint, which its record names.
-            files = record.settings.get("files")
-            if not name.startswith("pruning") and files and files != records["latency"].settings.get("files"):
+            # Training knows no files, pruning names its checkpoint, and quality may be of later weights, as pages say.
+            files, free = record.settings.get("files"), name == "quality" or name.startswith("pruning")
+            if not free and files and files != records["latency"].settings.get("files"):
                 raise InputError(f"{place / name}.json is of other files than latency.json beside it; measure again")
         found[place] = records
     if folder not in found:

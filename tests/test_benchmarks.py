@@ -391,6 +391,16 @@ def test_nothing_is_claimed_from_quick_runs_or_without_markers(checkout, script)
         report.read_machines(checkout / "bundle")
 
 
+def test_times_of_earlier_weights_are_said_to_be_that(checkout, script):
+    report, said = script("report"), "an earlier export: the same network, other weights"
+    assert report.run(options(script, checkout)) == 0
+    assert said not in (checkout / "README.md").read_text() + (checkout / "docs" / "main.md").read_text()
+    edit(checkout / "results" / "quality.json", '"threads": 2', '"files": {"int8": "later"}, "threads": 2')
+    assert report.run(options(script, checkout)) == 0
+    assert said in (checkout / "README.md").read_text()
+    assert said in (checkout / "docs" / "main.md").read_text()
+
+
 def test_what_is_committed_agrees_with_the_committed_records(script):
     report = script("report")
     assert report.stale(report.Report(), report.read_machines(report.RESULTS)) == []

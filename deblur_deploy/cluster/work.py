@@ -196,8 +196,11 @@ def connected(address: str | None = None) -> Iterator[None]:
             _reach(address)
             ray.init(address, **quiet)
         except (OSError, ValueError, OverflowError, RuntimeError) as error:
+            # Something answers there, and a token that is missing is told by Ray's own threads alone.
+            token = "" if isinstance(error, OSError) else "; for one that asks for a token set RAY_AUTH_MODE=token"
             raise InputError(
                 f"no Ray cluster at {address} ({_last_line(error)}); give HOST:PORT, or no address for this machine"
+                f"{token}"
             ) from None
     try:
         yield
