@@ -30,6 +30,11 @@ BUILTIN = "built-in photographs"
 _SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}")
 
 
+def files_of(model: Path) -> dict[str, str]:
+    """SHA-256 of each variant's file in a bundle, as its manifest has them."""
+    return {name: variant.sha256 for name, variant in Bundle.read(model).variants.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What every script can be told."""
@@ -50,8 +55,13 @@ class Options:
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """The options as a record keeps them."""
-        files = {name: variant.sha256 for name, variant in Bundle.read(self.model).variants.items()}
-        return {"model": self.model.name, "files": files, "threads": self.threads, "quick": self.quick, **more}
+        return {
+            "model": self.model.name,
+            "files": files_of(self.model),
+            "threads": self.threads,
+            "quick": self.quick,
+            **more,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 import msgspec
+from common import files_of
 from summary import int8_sentence, machines_table, quality_sentence, short_table, times_faster
 from tables import (
     AT,
@@ -30,7 +31,7 @@ from deblur_deploy.evaluation.page import Figure, Page, Picture, Table
 from deblur_deploy.evaluation.record import Record, Row
 from deblur_deploy.evaluation.sets import with_quality
 from deblur_deploy.files import sha256
-from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+from deblur_deploy.shipped import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 
 Records = dict[str, Record]
 """Of one machine, by the benchmark's name."""
@@ -40,6 +41,7 @@ FIGURES = {
     "latency": ("Latency by size", "uint8 array to uint8 array."),
     "shares": ("Share of what the machine can do", "Operations a second, against the best matrix product measured."),
 }
+EARLIER = "an earlier export: the same network, other weights"
 OURS = ("cpu", "openvino", "cuda")
 OWN = {"latency", "quality", "peers", "limits", "scaling"}
 """Benchmarks with tables of their own; of the others everything is shown as it comes."""
@@ -48,7 +50,7 @@ OWN = {"latency", "quality", "peers", "limits", "scaling"}
 def readme_block(records: Records, sizes: dict[str, int]) -> str:
     """The short table and three sentences; ``sizes`` are the bytes of each variant's file."""
     where = f"Measured on {processor(records['latency'])}, {threads(records['latency'])} threads."
-    where += " Times are of an earlier export: the same network, other weights." if timed_before(records) else ""
+    where += f" Times are of {EARLIER}." if is_earlier(records["latency"]) else ""
     sentences = [
         quality_sentence(records["quality"], "docs/benchmarks/main.md"),
         times_faster(records["peers"], "docs/benchmarks/index.md") if "peers" in records else "",
@@ -122,9 +124,10 @@ def merged(records: Records) -> list[Row]:
     return [with_quality(row, quality[row.key[:3]]) if row.key[:3] in quality else row for row in timed]
 
 
-def timed_before(records: Records) -> bool:
-    """Whether times are of an earlier export than quality: the same network takes as long with any weights."""
-    return "quality" in records and records["quality"].settings.get("files") != records["latency"].settings.get("files")
+def is_earlier(record: Record) -> bool:
+    """Whether it was measured on other files than those that ship now; pruning starts from a checkpoint instead."""
+    files = record.settings.get("files")
+    return files is not None and "checkpoint_sha256" not in record.settings and files != files_of(DEFAULT_BUNDLE)
 
 
 def conditions(record: Record) -> str:
@@ -230,11 +233,11 @@ def results_page(machines: dict[Path, Records], shown: Sequence[Picture]) -> Pag
 
 def _notes(records: Records) -> list[str]:
     notes = []
-    if timed_before(records):
-        notes.append("Times, and PSNR beside other tools, are of an earlier export: the same network, other weights.")
     for record in records.values():
         notes.append(f"{record.benchmark}: {conditions(record)}")
         notes += [f"{record.benchmark}: {note}" for note in record.notes]
+        if is_earlier(record):
+            notes.append(f"{record.benchmark}: times and PSNR are of {EARLIER}")
         weights = DEFAULT_CHECKPOINT.with_stem(record.settings.get("checkpoint", DEFAULT_CHECKPOINT.stem))
         measured = record.settings.get("checkpoint_sha256")
         if measured and not (weights.is_file() and sha256(weights) == measured):

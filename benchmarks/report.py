@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS, pairs, script
 from common import Options as _Options
-from pages import FIGURES, Records, digest, figures, index_block, machine_page, readme_block, results_page
+from pages import FIGURES, Records, digest, figures, index_block, is_earlier, machine_page, readme_block, results_page
 from rich.console import Console
 
 from deblur_deploy.cli.common import OK, SOME_FAILED
@@ -91,8 +91,9 @@ def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, Records]:
         for name, record in records.items():
             if record.settings.get("quick") and not quick:
                 raise InputError(f"{place / name}.json was measured with --quick; measure it again without")
-            # Training knows no files, pruning names its checkpoint, and quality may be of later weights, as pages say.
-            files, free = record.settings.get("files"), name == "quality" or name.startswith("pruning")
+            # Training knows no files, pruning names its checkpoint; quality is of what ships, which times may not be.
+            files = record.settings.get("files")
+            free = name.startswith("pruning") or (name == "quality" and not is_earlier(record))
             if not free and files and files != records["latency"].settings.get("files"):
                 raise InputError(f"{place / name}.json is of other files than latency.json beside it; measure again")
         found[place] = records

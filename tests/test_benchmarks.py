@@ -395,7 +395,7 @@ def test_times_of_earlier_weights_are_said_to_be_that(checkout, script):
     report, said = script("report"), "an earlier export: the same network, other weights"
     assert report.run(options(script, checkout)) == 0
     assert said not in (checkout / "README.md").read_text() + (checkout / "docs" / "main.md").read_text()
-    edit(checkout / "results" / "quality.json", '"threads": 2', '"files": {"int8": "later"}, "threads": 2')
+    edit(checkout / "results" / "latency.json", '"threads": 2', '"files": {"int8": "earlier"}, "threads": 2')
     assert report.run(options(script, checkout)) == 0
     assert said in (checkout / "README.md").read_text()
     assert said in (checkout / "docs" / "main.md").read_text()
