@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from rich.console import Console
 
 from deblur_deploy.cli.common import OK, SOME_FAILED
+from deblur_deploy.cli.plan import Plan, plan_jobs, result_name, say, tell_plan
 from deblur_deploy.cli.progress import advance, bar
-from deblur_deploy.cli.run import Plan, plan_jobs, result_name, say, tell_plan
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.cluster import places
 from deblur_deploy.cluster.work import Settings, Task, connected, packed, restore

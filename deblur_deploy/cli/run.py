@@ -4,112 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePath
-from typing import TypeVar
 
 from rich.console import Console
 
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.cli.doctor import tell
+from deblur_deploy.cli.plan import Job, plan_jobs, say, tell_plan
 from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.cli.run_config import USUAL, RunConfig
-from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
-from deblur_deploy.files import existing, kind_of, make_folder, remove_leftovers
+from deblur_deploy.errors import DeblurError, InputError
+from deblur_deploy.files import make_folder, remove_leftovers
 from deblur_deploy.media.headers import FORMATS
-from deblur_deploy.media.images import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    Photo,
-    is_stream,
-    read_photo,
-    write_photo,
-)
-from deblur_deploy.media.listing import look_into
+from deblur_deploy.media.images import IMAGE_SUFFIXES, Photo, is_stream, read_photo, write_photo
 from deblur_deploy.media.opencv import silence
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.streams import overlapped
 
-Name = TypeVar("Name", bound=PurePath)
-
 _OWN = (DeblurError, OSError, MemoryError)
 """What goes wrong with one file, and with no other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One file to restore."""
-
-    source: Path
-    target: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What there is to do, and what is not done."""
-
-    jobs: list[Job] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    """What folders hold besides, by what it is."""
-    failed: list[str] = field(default_factory=list)
-    """What could not be looked at."""
-
-
-def plan_jobs(config: RunConfig) -> Plan:
-    """What there is to do, in order; raises MissingFileError, InputError or OutputError on what makes no sense."""
-    if not config.inputs:
-        raise InputError("give images or folders to restore; see deblur-run --help")
-    if config.seconds is not None:
-        raise InputError("--seconds is for a live source, such as camera:0; leave it out")
-    if not config.glob or Path(config.glob).name != config.glob or config.glob == "..":
-        raise InputError(f"glob is {config.glob!r}; give a pattern of names inside the folder, such as 'IMG_*'")
-    for place in (config.out, *config.out.parents):
-        if os.path.isfile(place):  # noqa: PTH113, since it does not raise inside a locked folder
-            raise OutputError(f"{place} is a file, --out must be a folder; choose another")
-    plan, jobs = Plan(), dict[Path, Job]()
-    for given in map(Path, config.inputs):
-        for source, target in _pairs(config, given, plan):
-            if os.path.realpath(target) == os.path.realpath(source):
-                raise InputError(f"{source} would be overwritten by its own result; choose another --out")
-            if target in jobs and jobs[target].source != source:
-                raise InputError(f"{jobs[target].source} and {source} would both be written to {target}")
-            jobs[target] = Job(source=source, target=target)
-    plan.jobs.extend(jobs.values())
-    return plan
-
-
-def _pairs(config: RunConfig, given: Path, plan: Plan) -> list[tuple[Path, Path]]:
-    """Sources with their targets; what is left out goes into ``plan``."""
-    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    if not (kind := kind_of(given)):
-        raise MissingFileError(f"no such file or folder: {given}")
-    if kind != "folder":
-        if given.suffix.lower() not in known:
-            raise InputError(f"{given} is neither a folder nor of a known kind ({', '.join(sorted(known))})")
-        if kind != "file":
-            existing(given, kind="file")
-        return [(given, config.out / result_name(given).name)]
-    # A result folder inside the input folder must not be fed to the network again.
-    found = look_into(given, config.glob, recursive=config.recursive, but=config.out)
-    if not found.paths and not found.failed:
-        besides = f"; it holds {_counted(found.left_out)}" if found.left_out else ""
-        raise InputError(f"no images or videos match {config.glob!r} in {given}{besides}")
-    plan.left_out.update(found.left_out)
-    plan.failed.extend(found.failed)
-    return [(source, config.out / result_name(source).relative_to(given)) for source in found.paths]
-
-
-def result_name(source: Name) -> Name:
-    """Where the result of ``source`` lies, relative to the same folder."""
-    # 256 colours cannot hold a restored picture.
-    return source.with_name(f"{source.name}.png") if source.suffix.lower() == ".gif" else source
-
-
-def _counted(left_out: Counter[str]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in left_out.most_common())
 
 
 def run(config: RunConfig, console: Console) -> int:
@@ -152,14 +66,6 @@ def run(config: RunConfig, console: Console) -> int:
 
 # A result does not say which model made it.
 _REDO = "--overwrite does them again, as with another --model"
-
-
-def tell_plan(plan: Plan, console: Console) -> None:
-    """What is not done, and why."""
-    for line in plan.failed:
-        say(line, console)
-    if plan.left_out:
-        console.print(f"left out: {_counted(plan.left_out)}")
 
 
 def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig, console: Console) -> tuple[int, int]:
@@ -240,11 +146,6 @@ def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: C
 def _complain(error: BaseException, job: Job, console: Console) -> None:
     ours = isinstance(error, DeblurError)
     say(str(error) if ours else f"{job.source} cannot be restored: {error or type(error).__name__}", console)
-
-
-def say(line: str, console: Console) -> None:
-    """One line about one file."""
-    console.print(f"deblur-run: {line}")
 
 
 def parse(argv: Sequence[str] | None) -> RunConfig:

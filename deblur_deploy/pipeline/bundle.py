@@ -24,7 +24,7 @@ from deblur_deploy.pipeline.artifact import Artifact, Measured
 from deblur_deploy.pipeline.build import Build, this_machine
 from deblur_deploy.pipeline.cache import Cache
 from deblur_deploy.pipeline.doors.source import Source, open_door
-from deblur_deploy.pipeline.pruning.smaller import pruned
+from deblur_deploy.pipeline.pruning.roads import pruned
 from deblur_deploy.pipeline.recipe import Recipe, write_recipe
 from deblur_deploy.pipeline.stages import Progress, Record, Stages
 from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA

@@ -18,7 +18,7 @@ from deblur_deploy.files import existing, sha256
 from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.doors.convention import Convention, Reference, Runner
 from deblur_deploy.pipeline.inputs import Photos
-from deblur_deploy.pipeline.network import EVERYTHING_PX, Network
+from deblur_deploy.pipeline.network import Network
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -260,22 +260,3 @@ def of_module(
         module=module,
         convention=found.convention,
     )
-
-
-def fp32_file(module: nn.Module, convention: Convention, folder: Path) -> Path:
-    """A module as an fp32 file of ours in ``folder``, to time it: nothing about its reach is found out."""
-    from deblur_deploy.pipeline.doors.module import exported
-    from deblur_deploy.pipeline.doors.onnx_file import plain
-    from deblur_deploy.pipeline.export import Exporter
-    from deblur_deploy.pipeline.rewrite import body_of
-
-    model, _ = plain(exported(module, "the network", convention), "the network")
-    network = Network(
-        size_divisor=convention.divisor,
-        receptive_radius_px=EVERYTHING_PX,
-        macs_per_pixel=0.0,
-        parameters=0,
-        least_px=convention.least_px,
-        any_batch=convention.any_batch,
-    )
-    return Exporter(network, body_of(model, convention), "0" * 64, folder).fp32().path

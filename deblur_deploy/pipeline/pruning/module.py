@@ -20,9 +20,12 @@ from deblur_deploy.errors import DeblurError, InputError
 from deblur_deploy.evaluation.quality import Pair, psnr
 from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.doors.convention import Convention, Reference
-from deblur_deploy.pipeline.doors.module import ModuleRunner, standard
-from deblur_deploy.pipeline.doors.source import Source, fp32_file, of_module
+from deblur_deploy.pipeline.doors.module import ModuleRunner, exported, standard
+from deblur_deploy.pipeline.doors.onnx_file import plain
+from deblur_deploy.pipeline.doors.source import Source, of_module
+from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.inputs import Photos
+from deblur_deploy.pipeline.network import EVERYTHING_PX, Network
 from deblur_deploy.pipeline.pruning.channels import Channels
 from deblur_deploy.pipeline.pruning.config import WEAK, PruneConfig
 from deblur_deploy.pipeline.pruning.finetune import finetune
@@ -31,6 +34,7 @@ from deblur_deploy.pipeline.pruning.limit import time_limit
 from deblur_deploy.pipeline.pruning.prune import Plan
 from deblur_deploy.pipeline.pruning.recover import samples_for
 from deblur_deploy.pipeline.pruning.smaller import Smaller
+from deblur_deploy.pipeline.rewrite import body_of
 from deblur_deploy.training.unet import parameter_count
 
 MODULE = "module.pt2"
@@ -176,3 +180,17 @@ class _Job:
     def _quality(self, net: nn.Module) -> float:
         restore = Reference(ModuleRunner(net), self.how)
         return sum(psnr(restore(pair.blurred), pair.sharp) for pair in self.pairs) / len(self.pairs)
+
+
+def fp32_file(module: nn.Module, convention: Convention, folder: Path) -> Path:
+    """A module as an fp32 file of ours in ``folder``, to time it: nothing about its reach is found out."""
+    model, _ = plain(exported(module, "the network", convention), "the network")
+    network = Network(
+        size_divisor=convention.divisor,
+        receptive_radius_px=EVERYTHING_PX,
+        macs_per_pixel=0.0,
+        parameters=0,
+        least_px=convention.least_px,
+        any_batch=convention.any_batch,
+    )
+    return Exporter(network, body_of(model, convention), "0" * 64, folder).fp32().path

@@ -1,17 +1,12 @@
-"""The two roads of pruning: our U-Nets in stages that resume and are cached, a module of somebody else's at once."""
+"""What pruning gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from deblur_deploy.errors import InputError
-from deblur_deploy.evaluation.quality import Pair
-from deblur_deploy.pipeline.doors.source import Source, of_checkpoint
-from deblur_deploy.pipeline.inputs import Photos
-from deblur_deploy.pipeline.pruning.shrink import PRUNED, Shrinking
-from deblur_deploy.pipeline.recipe import Recipe
-from deblur_deploy.pipeline.stages import Record, Stages
+from deblur_deploy.pipeline.doors.source import Source
+from deblur_deploy.pipeline.stages import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,22 +18,3 @@ class Smaller:
     """What there is to say about pruning."""
     file: Path | None = None
     """The pruned network, for the bundle."""
-
-
-def pruned(source: Source, recipe: Recipe, stages: Stages, pairs: Photos[Pair]) -> Smaller:
-    """``source``, pruned if ``recipe`` asks for it; raises InputError if it has no layers that could be."""
-    if not recipe.prune:
-        return Smaller(source=source, record=Record())
-    if source.runner is None:
-        assert source.path is not None
-        shrinking = Shrinking(
-            stages=stages, checkpoint=source.path, parent=source.parent, config=recipe.prune, pairs=pairs
-        )
-        path, record = shrinking.run()
-        small = of_checkpoint(path)
-        return Smaller(source=small, record={**record, "checkpoint": PRUNED, "sha256": small.parent}, file=path)
-    if source.module is None:
-        raise InputError(f"{source.path} cannot be pruned: an ONNX file has no layers left to retrain; give its module")
-    from deblur_deploy.pipeline.pruning.module import prune_module
-
-    return prune_module(source, recipe.prune, recipe.network, pairs, stages.work, stages.on_progress)
