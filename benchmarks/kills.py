@@ -233,7 +233,8 @@ def _prepare_export(room: Path) -> None:
 
 
 def _export(_: Path) -> list[str]:
-    return ["net.safetensors", "--out", "out", "--recipe-file", "recipe.toml", "--json"]
+    # A kill that came just after the bundle was in place leaves it there, whole.
+    return ["net.safetensors", "--out", "out", "--recipe-file", "recipe.toml", "--json", "--force"]
 
 
 def _digest_export(out: Path) -> Digest:
