@@ -30,7 +30,8 @@ from deblur_deploy.runtime.engine import DeblurEngine
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 NAMES = ("latency", "quality", "peers", "limits", "scaling")
 OTHERS = (
-    "pruning", "pruning-article", "quantization", "engine", "video", "robustness", "training", "serving", "cluster",
+    "pruning", "pruning-article", "quantization", "engine", "video", "robustness", "soak", "training", "serving",
+    "cluster",
 )  # fmt: skip
 """Records that are shown as they come: ``found`` may hold ``tables`` (heading, columns, rows of texts, note) and
 ``points`` (label, group, milliseconds, psnr) to plot; the page shows NAME_*.svg beside it too."""
@@ -91,9 +92,10 @@ def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, Records]:
         for name, record in records.items():
             if record.settings.get("quick") and not quick:
                 raise InputError(f"{place / name}.json was measured with --quick; measure it again without")
-            # Training knows no files, pruning names its checkpoint; quality is of what ships, which times may not be.
+            # Training knows no files, pruning names its checkpoint; quality is of what ships, which times may not be;
+            # memory over a long time is the same with any weights.
             files = record.settings.get("files")
-            free = name.startswith("pruning") or (name == "quality" and not is_earlier(record))
+            free = name.startswith(("pruning", "soak")) or (name == "quality" and not is_earlier(record))
             if not free and files and files != records["latency"].settings.get("files"):
                 raise InputError(f"{place / name}.json is of other files than latency.json beside it; measure again")
         found[place] = records

@@ -1,4 +1,4 @@
-"""Tables of the engine at other people's service: behind HTTP under load, and on a cluster beside the plain command."""
+"""Tables of the engine at work: under load, on a cluster, over a long time, and with what is damaged."""
 
 from __future__ import annotations
 
@@ -40,5 +40,37 @@ def cluster_table(record: Record) -> Table:
     return Table(heading="deblur-run --ray on one machine", columns=columns, rows=lines, note=note)
 
 
-TABLES = {"serving": serving_table, "cluster": cluster_table}
+def robustness_table(record: Record) -> Table:
+    """What came of damaged files, a line a kind, and of commands that were killed, a line a command."""
+    lines = []
+    for name, found in record.found.items():
+        failures = len(found["failures"])
+        if name.startswith("kill "):
+            done = f"{found['left alone']} runs that were then left alone ended whole"
+            lines.append([f"deblur-{name.removeprefix('kill ')}, killed", f"{found['killed']:,}", done, str(failures)])
+            continue
+        refused = sorted((count, error) for error, count in found.items() if error.endswith("Error"))
+        came = [f"{found['accepted']:,} opened", *(f"{count:,} {error}" for count, error in reversed(refused))]
+        tried = sum(value for value in found.values() if isinstance(value, int))
+        lines.append([f"{name}, damaged", f"{tried:,}", ", ".join(came), str(failures)])
+    note = "A failure is a crash, a hang of 20 seconds, an error of more than one line, half a file or a silent loss; "
+    note += "commands are killed with -9 at random moments, and what has a name of its own is then looked at."
+    return Table(heading="Damaged files and kills", columns=["what", "times", "", "failures"], rows=lines, note=note)
+
+
+def soak_table(record: Record) -> Table:
+    """Memory of one process over a long time, while it works and with all engines closed."""
+    found, minutes = record.found, record.settings["minutes"]
+    kinds = {"while it works": "running", "all engines closed": "closed", "and what is free given back": "trimmed"}
+    lines = [[name, *(digits(value) for value in found[f"{key}_mb"])] for name, key in kinds.items()]
+    note = f"{record.settings['workers']} threads: {found['called']:,} single images and {found['streamed']:,} in "
+    note += f"streams, of {record.settings['sizes']} sizes and six forms; {found['engines opened']:,} engines opened "
+    note += f"and closed; wrong results: {found.get('wrong results', 0)}."
+    columns = ["memory of the process, MB", f"after {minutes / 10:g} minutes", f"after {minutes:g}"]
+    return Table(heading="A long time in one process", columns=columns, rows=lines, note=note)
+
+
+TABLES = {
+    "serving": serving_table, "cluster": cluster_table, "robustness": robustness_table, "soak": soak_table,
+}  # fmt: skip
 """By the benchmark's name."""

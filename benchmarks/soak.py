@@ -48,8 +48,8 @@ class SoakOptions(Options):
     """Threads that restore."""
     sizes: int = 8
     """Different sizes, in each of the dtypes."""
-    largest_px: int = 700
-    """The longest side."""
+    largest_px: int = 256
+    """The longest side; small enough that every shape has come often before memory is looked at first."""
     seed: int = 0
 
 
@@ -186,7 +186,9 @@ def run(options: SoakOptions) -> int:
     soak = Soak(options)
     soak.run()
     found = soak.found()
-    settings = options.settings(minutes=options.minutes, workers=options.workers, seed=options.seed)
+    settings = options.settings(
+        **{name: getattr(options, name) for name in ("minutes", "workers", "sizes", "largest_px", "seed")}
+    )
     write_json(options.out / "soak.json", new_record("soak", settings, found=found))
     print({**found, "wrong": found["wrong"][:5]})
     grown = max(found["running_growth"] or 0, found["closed_growth"])

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import kills, robustness, soak
+from benchmarks import kills, robustness, services, soak
 from benchmarks.kills import KINDS_OF_FAILURE, Command, Result
+from deblur_deploy.evaluation.record import new_record
 
 
 @pytest.mark.parametrize(
@@ -106,3 +107,40 @@ def test_a_soak_of_two_seconds(tmp_path: Path, bundle: Path) -> None:
     assert len(figures["closed_mb"]) == 2
     assert figures["running_mb"][1] > 0
     assert soak.Case(image=np.zeros((2, 2), "u1"), expected=np.zeros((2, 2), "u1")).wrong(np.zeros((2, 2), "u2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "found", "rows"),
+    [
+        (
+            "robustness",
+            {},
+            {
+                "image": {"InputError": 1900, "accepted": 100, "OutputError": 7, "failures": []},
+                "csv": {"accepted": 9, "FAILED": 1, "failures": [[3, "FAILED: IndexError()"]]},
+                "kill run": {"killed": 200, "left alone": 40, "crashes": 1, "failures": ["crashes: ended with 1"]},
+            },
+            [
+                ["image, damaged", "2,007", "100 opened, 1,900 InputError, 7 OutputError", "0"],
+                ["csv, damaged", "10", "9 opened", "1"],
+                ["deblur-run, killed", "200", "40 runs that were then left alone ended whole", "1"],
+            ],
+        ),
+        (
+            "soak",
+            {"minutes": 30, "workers": 4, "sizes": 8},
+            {
+                "called": 1000, "streamed": 20, "engines opened": 3, "running_mb": [800.0, 808.0],
+                "closed_mb": [500.0, 501.0], "trimmed_mb": [300.0, 300.0],
+            },
+            [
+                ["while it works", "800", "808"],
+                ["all engines closed", "500", "501"],
+                ["and what is free given back", "300", "300"],
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_its_table_says_what_the_record_says(name: str, settings: dict, found: dict, rows: list[list[str]]) -> None:
+    table = services.TABLES[name](new_record(name, settings, found=found))
+    assert table.rows == rows

@@ -37,7 +37,7 @@ Breadth = Literal["all", "layers"]
 _PASSES = {
     *LAYERS, "Relu", "LeakyRelu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Split", "Slice",
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Gather", "Pad", "Resize", "DepthToSpace",
-    "SpaceToDepth",
+    "SpaceToDepth", "Identity",
 }  # fmt: skip
 
 
@@ -62,8 +62,8 @@ class Quantizer:
         if all(set(self._int8_ops(layout)) <= _PASSES for layout in ("planes", "rows")):
             return None
         narrow = Quantizer(self.exporter, self.tiles, self._rounding, "layers")
-        # Weights, channels and kernels do not depend on it.
-        narrow._ops, narrow.plain, narrow._on_grid = self._ops, self.plain, self._on_grid
+        # Weights, channels and kernels do not depend on it, and of more operations more ranges are known.
+        narrow._ops, narrow.plain, narrow._on_grid, narrow._each = self._ops, self.plain, self._on_grid, self._each
         return narrow
 
     def _plain(self, layout: Layout) -> ModelProto:
