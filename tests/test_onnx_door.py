@@ -17,10 +17,11 @@ from deblur_deploy.errors import DeblurError
 from deblur_deploy.pipeline import inputs
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.config import InputConfig, NetworkConfig
-from deblur_deploy.pipeline.doors.convention import Convention, Reference
-from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner
-from deblur_deploy.pipeline.doors.source import Prepared, Source, open_door
+from deblur_deploy.pipeline.convention import Convention, Reference
+from deblur_deploy.pipeline.doors.source import Source, open_door
 from deblur_deploy.pipeline.export import Exporter, export_variants
+from deblur_deploy.pipeline.network import Prepared
+from deblur_deploy.pipeline.nodes import OnnxRunner
 from tests import small, strangers
 from tests.photos import photo
 from tests.strangers import residual, saved

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from deblur_deploy.pipeline.doors.convention import Convention
+from deblur_deploy.pipeline.convention import Convention
 from deblur_deploy.pipeline.doors.module import exported
-from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner, plain
+from deblur_deploy.pipeline.doors.onnx_file import plain
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
+from deblur_deploy.pipeline.nodes import OnnxRunner
 from deblur_deploy.pipeline.rewrite import body_of, prepared
 from deblur_deploy.pipeline.rows import in_rows
 from tests import strangers

@@ -25,7 +25,7 @@ from deblur_deploy.errors import InputError, OutputError, TrainingError
 from deblur_deploy.media.images import write_image
 from deblur_deploy.pipeline import inputs
 from deblur_deploy.pipeline.config import NetworkConfig
-from deblur_deploy.pipeline.doors.convention import Convention
+from deblur_deploy.pipeline.convention import Convention
 from deblur_deploy.pipeline.doors.module import ModuleRunner, Standard, load_module
 from deblur_deploy.pipeline.doors.source import Source, of_module, open_door
 from deblur_deploy.pipeline.pruning import module

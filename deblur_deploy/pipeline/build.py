@@ -20,7 +20,7 @@ from deblur_deploy.files import sha256
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline import verify
 from deblur_deploy.pipeline.artifact import Artifact, Measured, Run
-from deblur_deploy.pipeline.doors.convention import Convention
+from deblur_deploy.pipeline.convention import Convention
 from deblur_deploy.pipeline.doors.source import Source
 from deblur_deploy.pipeline.inputs import DECODERS, Photos
 from deblur_deploy.pipeline.network import Network

@@ -55,7 +55,7 @@ def build_bundle(
         pairs = inputs.pairs(recipe.pairs)
         first = open_door(checkpoint, recipe.network, pairs, Path(work))
         recipe = _completed(recipe, first)
-        smaller = pruned(first, recipe, stages, pairs)
+        smaller = pruned(first, recipe.prune, recipe.network, stages, pairs)
         build = Build(
             stages=stages,
             source=smaller.source,

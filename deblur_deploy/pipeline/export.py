@@ -15,9 +15,8 @@ from deblur_deploy.contract import Io, ModelContract, Precision
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.config import Layout
-from deblur_deploy.pipeline.doors.source import Prepared
 from deblur_deploy.pipeline.graph import assemble, export_body, in_half_precision
-from deblur_deploy.pipeline.network import Network
+from deblur_deploy.pipeline.network import Network, Prepared
 from deblur_deploy.pipeline.rows import in_rows
 from deblur_deploy.training.unet import UNet
 

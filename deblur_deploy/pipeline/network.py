@@ -6,11 +6,16 @@ verification) works from the body and these facts alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from deblur_deploy.pipeline.convention import Convention
+
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from deblur_deploy.training.unet import UNet
 
 EVERYTHING_PX = 1 << 20
@@ -56,3 +61,15 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
             residual=config.residual,
             ours=True,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A float body with its facts."""
+
+    body: ModelProto
+    network: Network
+    convention: Convention
+    notes: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+    """For the manifest: what there is to say of the network's shape."""

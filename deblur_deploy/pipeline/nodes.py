@@ -1,4 +1,4 @@
-"""Tools for ONNX graphs, whoever made them: to read nodes, rename and replace them, and drop what nothing needs."""
+"""Tools for ONNX graphs, whoever made them: read nodes, rename and replace them, drop what nothing needs, run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from deblur_deploy.errors import ModelError
+from deblur_deploy.runtime.providers import first_line
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
@@ -96,3 +99,23 @@ def observing(model: ModelProto, names: Iterable[str]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     return ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+class OnnxRunner:
+    """Runs an ONNX graph on the CPU; raises ModelError if this onnxruntime does not load it."""
+
+    def __init__(self, model: ModelProto, name: str) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's derive from nothing more narrow
+            raise ModelError(f"onnxruntime does not load {name}: {first_line(error)}") from None
+        self.input = self.session.get_inputs()[0].name
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.options = ort.RunOptions()
+        self.options.log_severity_level = 4
+
+    def __call__(self, batch: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        values: list[Any] = self.session.run(self.names, {self.input: batch}, self.options)
+        return dict(zip(self.names, values, strict=True))

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, WIDTH_DIM
-from deblur_deploy.pipeline.doors.convention import SPANS, Convention
-from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner
+from deblur_deploy.pipeline.convention import SPANS, Convention
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
 from deblur_deploy.pipeline.nodes import (
+    OnnxRunner,
     attributes,
     constants_of,
     drop_constants,

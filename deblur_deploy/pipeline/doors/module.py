@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from deblur_deploy.errors import InputError, one_line
 from deblur_deploy.files import existing
-from deblur_deploy.pipeline.doors.convention import SPANS, Array, Convention
+from deblur_deploy.pipeline.convention import SPANS, Array, Convention
 from deblur_deploy.pipeline.graph import to_onnx
 
 _IMAGE, _RESTORED = "image_in", "image_out"

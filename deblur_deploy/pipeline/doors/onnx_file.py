@@ -1,23 +1,19 @@
-"""Somebody's ONNX file as a plain float graph that can be rewritten, and as a function that runs it."""
+"""Somebody's ONNX file as a plain float graph that can be rewritten."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper, version_converter
 
 from deblur_deploy.contract import KEY
 from deblur_deploy.errors import InputError, ModelError, one_line
 from deblur_deploy.files import existing
-from deblur_deploy.pipeline.doors.convention import Array, PlaneOrder
+from deblur_deploy.pipeline.convention import PlaneOrder
 from deblur_deploy.pipeline.graph import OPSET
 from deblur_deploy.pipeline.nodes import set_nodes
-from deblur_deploy.runtime.providers import first_line
 
 _FLOATS = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 _QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
@@ -176,23 +172,3 @@ def _said(value: ValueInfoProto) -> str:
     kind = TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type else "no tensor"
     shape = "x".join(dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim)
     return f"{value.name}: {kind} {shape}".strip()
-
-
-class OnnxRunner:
-    """Runs an ONNX graph on the CPU; raises ModelError if this onnxruntime does not load it."""
-
-    def __init__(self, model: ModelProto, name: str) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        try:
-            self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's derive from nothing more narrow
-            raise ModelError(f"onnxruntime does not load {name}: {first_line(error)}") from None
-        self.input = self.session.get_inputs()[0].name
-        self.names = [output.name for output in self.session.get_outputs()]
-        self.options = ort.RunOptions()
-        self.options.log_severity_level = 4
-
-    def __call__(self, batch: Array) -> Mapping[str, Array]:
-        values: list[Any] = self.session.run(self.names, {self.input: batch}, self.options)
-        return dict(zip(self.names, values, strict=True))

@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, KEY, OUTPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.errors import ModelError
-from deblur_deploy.pipeline.doors.convention import Convention
+from deblur_deploy.pipeline.convention import Convention
 from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
 from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.nodes import attributes, constants_of, drop_dead, makers_of, set_nodes

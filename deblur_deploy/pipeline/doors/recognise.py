@@ -17,7 +17,7 @@ import numpy as np
 from deblur_deploy.errors import InputError, one_line
 from deblur_deploy.evaluation.quality import Pair, psnr
 from deblur_deploy.pipeline.config import NetworkConfig
-from deblur_deploy.pipeline.doors.convention import Array, Convention, PlaneOrder, Reference, Runner
+from deblur_deploy.pipeline.convention import Array, Convention, PlaneOrder, Reference, Runner
 
 _SQUARES = (64, 128, 256, 32, 96, 192, 224, 512)
 """Sizes that are tried until the network takes one."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -16,27 +16,15 @@ from deblur_deploy.errors import ModelError
 from deblur_deploy.evaluation.quality import Pair, Restorer
 from deblur_deploy.files import existing, sha256
 from deblur_deploy.pipeline.config import NetworkConfig
-from deblur_deploy.pipeline.doors.convention import Convention, Reference, Runner
+from deblur_deploy.pipeline.convention import Convention, Reference, Runner
 from deblur_deploy.pipeline.inputs import Photos
-from deblur_deploy.pipeline.network import Network
+from deblur_deploy.pipeline.network import Network, Prepared
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
 
 Kind = Literal["checkpoint", "onnx", "module", "weights"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A float body with its facts."""
-
-    body: ModelProto
-    network: Network
-    convention: Convention
-    notes: tuple[str, ...] = ()
-    about: dict[str, Any] = field(default_factory=dict)
-    """For the manifest: what there is to say of the network's shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +146,9 @@ def _onnx(path: Path, wish: NetworkConfig, pairs: Photos[Pair]) -> Source:
     def runner() -> Runner:
         import onnx
 
-        from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner, image_input, read_onnx
+        from deblur_deploy.pipeline.doors.onnx_file import image_input, read_onnx
         from deblur_deploy.pipeline.doors.own import own_body
+        from deblur_deploy.pipeline.nodes import OnnxRunner
 
         whole = onnx.load(path)
         if own_body(whole, path):
@@ -187,8 +176,9 @@ def _hash(path: Path) -> str:
 def _prepared_onnx(
     model: ModelProto, notes: Sequence[str], name: str, wish: NetworkConfig, pairs: Sequence[Pair]
 ) -> Prepared:
-    from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner, image_input
+    from deblur_deploy.pipeline.doors.onnx_file import image_input
     from deblur_deploy.pipeline.doors.recognise import recognise
+    from deblur_deploy.pipeline.nodes import OnnxRunner
 
     _, layouts, takes_bytes = image_input(model, name)
     run = OnnxRunner(model, name)
@@ -198,10 +188,10 @@ def _prepared_onnx(
 
 def prepared(model: ModelProto, convention: Convention, notes: Sequence[str], name: str) -> Prepared:
     """The body of ``model``, a plain float graph in its own ``convention``, with the facts about it."""
-    from deblur_deploy.pipeline.doors.onnx_file import OnnxRunner
     from deblur_deploy.pipeline.doors.own import parameters_of
     from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
     from deblur_deploy.pipeline.int8.coverage import macs_of_body
+    from deblur_deploy.pipeline.nodes import OnnxRunner
     from deblur_deploy.pipeline.reach import reach
     from deblur_deploy.pipeline.rewrite import body_of, prepared
 

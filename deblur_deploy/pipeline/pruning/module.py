@@ -19,7 +19,7 @@ from torch import nn
 from deblur_deploy.errors import DeblurError, InputError
 from deblur_deploy.evaluation.quality import Pair, psnr
 from deblur_deploy.pipeline.config import NetworkConfig
-from deblur_deploy.pipeline.doors.convention import Convention, Reference
+from deblur_deploy.pipeline.convention import Convention, Reference
 from deblur_deploy.pipeline.doors.module import ModuleRunner, exported, standard
 from deblur_deploy.pipeline.doors.onnx_file import plain
 from deblur_deploy.pipeline.doors.source import Source, of_module
