@@ -7,7 +7,7 @@
 set -euo pipefail
 pack=${1:?usage: benchmarks/on_gpu.sh PACK}
 out=${OUT:?OUT names the folder for results}
-patches=${PATCHES:-64} side=${SIDE:-128} workers=${WORKERS:-14} rate=${RATE:-2e-3} loss=${LOSS:-l1=1}
+patches=${PATCHES:-32} side=${SIDE:-192} workers=${WORKERS:-14} rate=${RATE:-1e-3} loss=${LOSS:-l1=1,psnr=0.02}
 cd "$(dirname "$0")/.."
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT

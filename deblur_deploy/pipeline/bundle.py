@@ -66,9 +66,11 @@ def build_bundle(
         exported = build.export()
         for note in exported.record["notes"]:
             on_progress(f"note: {note}")
+        floats = build.artifacts(exported)
+        # First, since it takes a second, and quantizing what is wrong takes minutes.
+        compared = build.compare(floats[0], exported)
         quantized = build.quantize(exported)
-        artifacts = [*build.artifacts(exported), *build.artifacts(quantized)]
-        compared = build.compare(artifacts[0], exported)
+        artifacts = [*floats, *build.artifacts(quantized)]
         choosing = _Choosing(build=build, strict=exported.record["body"]["ours"], left_out={})
         if why := quantized.record["int8"].get("left_out"):
             choosing.leave_out("int8", why)

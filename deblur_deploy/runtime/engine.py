@@ -25,7 +25,7 @@ from deblur_deploy.errors import DeblurError, InputError, MemoryLimitError, Mode
 from deblur_deploy.runtime.arguments import checked
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.forks import ForkedLock, tell
-from deblur_deploy.runtime.memory import budget_bytes
+from deblur_deploy.runtime.memory import budget_bytes, give_back
 from deblur_deploy.runtime.models import content, found
 from deblur_deploy.runtime.pixels import Layout
 from deblur_deploy.runtime.providers import Provider, candidates, check_onnxruntime, find, versions
@@ -134,6 +134,7 @@ class DeblurEngine:
         """Release the model's memory; the engine cannot be called afterwards."""
         self._main = self._float = None
         self._inherited = False
+        give_back()
 
     def __enter__(self) -> Self:
         return self

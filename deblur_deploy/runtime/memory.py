@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from deblur_deploy.runtime.cgroups import SYSTEM, levels, read
@@ -25,6 +28,24 @@ def resident_bytes() -> int | None:
     """Memory that this process holds now; None where the system does not tell."""
     pages = read(Path("/proc/self/statm")).split()[1:2]
     return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else None
+
+
+def give_back() -> None:
+    """Return freed memory to the system.
+
+    glibc keeps what is free between blocks that are in use, and images of changing sizes leave ever more of that; other
+    C libraries need no word.
+    """
+    if trim := _trim():
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # no such thing as the program itself, as on Windows
+        return None
 
 
 def available_bytes(system: Path = SYSTEM) -> int | None:

@@ -22,7 +22,7 @@ from deblur_deploy.contract import INPUT, OUTPUT
 from deblur_deploy.errors import ModelError, ProviderError
 from deblur_deploy.runtime.assignment import assignment
 from deblur_deploy.runtime.forks import ForkedLock
-from deblur_deploy.runtime.memory import resident_bytes
+from deblur_deploy.runtime.memory import give_back, resident_bytes
 from deblur_deploy.runtime.providers import Provider, find
 from deblur_deploy.runtime.session import Session, Shape, failure, read_contract
 from deblur_deploy.runtime.tiling import up
@@ -193,6 +193,7 @@ class Sessions:
             if len(self._fixed) < MAX_FIXED and values // 3 * per_pixel <= self._budget:
                 return
             self._fixed.popitem(last=False)
+            give_back()
 
     def _shape(self, height: int, width: int) -> Shape:
         return (1, height, width, 3) if self.contract.io == "uint8" else (1, 3, height, width)
