@@ -32,7 +32,7 @@ from deblur_deploy.files import sha256, writing_file
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.quantizer import plain_int8
-from deblur_deploy.pipeline.photos import builtin_calibration, builtin_pairs
+from deblur_deploy.pipeline.photos import builtin_pairs, calibration_from
 from deblur_deploy.pipeline.pruning.config import Importance, PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.pruning.fit import int8_layout
 from deblur_deploy.pipeline.pruning.prune import Sizes, network_of, plan_for, sensitivity
@@ -242,7 +242,8 @@ def _deployed(
     options: Pruning, provider: str, nets: dict[float, UNet], sets: dict[str, Any], on_progress: Callable[[str], None]
 ) -> Iterator[Row]:
     """int8 of each network on one provider: quality, and latency in turn."""
-    photos = builtin_calibration()
+    # As an export does.
+    photos = list(calibration_from(None, Int8Config().tiles).values())
     photo = at_size(builtin_pairs()[0].blurred, *SIZE)
     with TemporaryDirectory() as folder:
         engines: dict[float, DeblurEngine] = {}
