@@ -252,7 +252,7 @@ def test_source_hash_follows_imports_anywhere_in_a_module(tmp_path, monkeypatch)
     shutil.copytree(Path(deblur_deploy.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(deblur_deploy, "__file__", str(package / "__init__.py"))
     of = source_hash.__wrapped__
-    before = {name: of(f"deblur_deploy.pipeline.{name}") for name in ("export", "verify", "report")}
+    before = {name: of(f"deblur_deploy.pipeline.{name}") for name in ("export", "doors.source", "verify", "report")}
 
     def changed(path):
         with (package / path).open("a") as file:
@@ -262,8 +262,8 @@ def test_source_hash_follows_imports_anywhere_in_a_module(tmp_path, monkeypatch)
         before.update(now)
         return names
 
-    assert changed("pipeline/graph.py") == {"export", "verify"}
-    assert changed("training/validation.py") == {"export"}  # imported inside a function
+    assert changed("pipeline/graph.py") == {"export", "doors.source", "verify"}
+    assert changed("training/validation.py") == {"doors.source"}  # imported inside a function
     assert changed("evaluation/plots.py") == {"report"}
     assert changed("cli/export.py") == set()
-    assert changed("__init__.py") == {"export", "verify", "report"}
+    assert changed("__init__.py") == {"export", "doors.source", "verify", "report"}

@@ -165,7 +165,10 @@ class Sessions:
             with self._counting:
                 if shape in self._fixed:
                     return self._fixed[shape]
-                self._make_room(shape)
+                evicted = self._make_room(shape)
+            if evicted:
+                evicted.clear()
+                give_back()
             try:
                 session = self._create(shape)
             except Exception:  # it would only have been faster
@@ -185,15 +188,17 @@ class Sessions:
             self._refused.add(shape)
             self._fixed.pop(shape, None)
 
-    def _make_room(self, shape: Shape) -> None:
+    def _make_room(self, shape: Shape) -> list[Session]:
+        """Those that had to leave, for the caller to release."""
         # Each session keeps what its shape takes, so all of them together must fit where one large image would.
         per_pixel = self._bytes_per_pixel or SURELY_FITS_BYTES_PER_PIXEL
+        evicted: list[Session] = []
         while self._fixed:
             values = prod(shape) + sum(prod(other) for other in self._fixed)
             if len(self._fixed) < MAX_FIXED and values // 3 * per_pixel <= self._budget:
-                return
-            self._fixed.popitem(last=False)
-            give_back()
+                break
+            evicted.append(self._fixed.popitem(last=False)[1])
+        return evicted
 
     def _shape(self, height: int, width: int) -> Shape:
         return (1, height, width, 3) if self.contract.io == "uint8" else (1, 3, height, width)
