@@ -61,7 +61,7 @@ def robustness_table(record: Record) -> Table:
 def soak_table(record: Record) -> Table:
     """Memory of one process over a long time, while it works and with all engines closed."""
     found, minutes = record.found, record.settings["minutes"]
-    kinds = {"while it works": "running", "all engines closed": "closed", "and what is free given back": "trimmed"}
+    kinds = {"while it works": "running", "all engines closed": "closed"}
     lines = [[name, *(digits(value) for value in found[f"{key}_mb"])] for name, key in kinds.items()]
     note = f"{record.settings['workers']} threads: {found['called']:,} single images and {found['streamed']:,} in "
     note += f"streams, of {record.settings['sizes']} sizes and six forms; {found['engines opened']:,} engines opened "

@@ -11,7 +11,6 @@ the end.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 import threading
@@ -94,7 +93,6 @@ class Soak:
         self.memory: list[tuple[float, float]] = []
         """Seconds since the start, and MiB."""
         self.closed_mb: list[float] = []
-        self.trimmed_mb: list[float] = []
         self._stop = threading.Event()
         self._lock = threading.Lock()
 
@@ -123,10 +121,6 @@ class Soak:
             del shared, threads, engine, thread
             gc.collect()
             self.closed_mb.append((resident_bytes() or 0) / 2**20)
-            # What is free, but kept by the allocator for the next image, is no leak.
-            if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-                libc.malloc_trim(0)
-            self.trimmed_mb.append((resident_bytes() or 0) / 2**20)
 
     def _work(self, random_: np.random.Generator, shared: list[DeblurEngine]) -> None:
         while not self._stop.is_set():
@@ -175,7 +169,6 @@ class Soak:
             "running_growth": late / early - 1 if early else None,
             "closed_mb": self.closed_mb,
             "closed_growth": self.closed_mb[1] / self.closed_mb[0] - 1,
-            "trimmed_mb": self.trimmed_mb,
             "most_mb": max(mb for _, mb in self.memory),
             "wrong": self.wrong,
         }

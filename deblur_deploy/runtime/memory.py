@@ -1,4 +1,4 @@
-"""How much memory an image may take: what was asked for, or a part of what is free in this container."""
+"""How much memory an image may take: what was asked for, or a part of what is free; and giving back what is unused."""
 
 from __future__ import annotations
 
