@@ -33,6 +33,7 @@ from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.quality import psnr
 from deblur_deploy.pipeline.bundle import build_bundle
 from deblur_deploy.pipeline.config import NetworkConfig, VerifyConfig
+from deblur_deploy.pipeline.doors.weights import import_spandrel
 from deblur_deploy.pipeline.photos import builtin_calibration, builtin_pairs
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.runtime.bundle import MANIFEST
@@ -54,6 +55,7 @@ class Networks:
 
 def nafnet(width: int = 32, encoder: Sequence[int] = (1, 1, 1, 28)) -> nn.Module:
     """NAFNet-32 as published for GoPro: 17 million parameters."""
+    import_spandrel()
     from spandrel.architectures.NAFNet import NAFNet
 
     torch.manual_seed(0)
@@ -68,6 +70,7 @@ def nafnet(width: int = 32, encoder: Sequence[int] = (1, 1, 1, 28)) -> nn.Module
 
 def drunet(channels: Sequence[int] = (64, 128, 256, 512)) -> nn.Module:
     """DRUNet for colour images without its noise map: 32 million parameters."""
+    import_spandrel()
     from spandrel.architectures.DRUNet import DRUNet
 
     torch.manual_seed(0)

@@ -76,6 +76,8 @@ class Pruning(Options):
     """Patches in a batch."""
     side_px: int = 256
     """Height and width of a patch."""
+    loss: str = RecoverConfig().loss
+    """Of every network that is trained here."""
     optimizer: Kind = RecoverConfig().optimizer
     """Of recovery, and of the dense network that is trained on."""
     learning_rate: float = RecoverConfig().learning_rate
@@ -109,6 +111,7 @@ class Pruning(Options):
             steps=steps,
             patches=self.patches,
             side_px=side,
+            loss=self.loss,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             workers=self.workers,

@@ -52,4 +52,4 @@ def network(name: str) -> Network:
 @cache
 def body(name: str, layout: Layout) -> ModelProto:
     """The exported body of :func:`unet`; torch's exporter takes seconds, so each is made once."""
-    return in_rows(body(name, "planes"))[0] if layout == "rows" else export_body(unet(name))
+    return in_rows(body(name, "planes"), 64)[0] if layout == "rows" else export_body(unet(name))

@@ -8,9 +8,10 @@ import torch
 from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.graph import BLOCKS, export_body
 from deblur_deploy.pipeline.int8.calibrate import run_body
-from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
+from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized, scalable
 from deblur_deploy.pipeline.rows import in_rows
 from deblur_deploy.training.unet import UNet, UNetConfig
+from tests import strangers
 
 CONFIGS = {
     "three levels": UNetConfig(stem=2, encoder=((8, 6), (10, 12), (9,)), up=(7, 5), decoder=((6, 8), (4,))),
@@ -37,7 +38,7 @@ def test_the_function_stays_and_ranges_become_one(config: UNetConfig, layout: La
     ranges = channel_ranges(plain, TILES, config.stem)
     before, after = plain, equalized(plain, ranges)
     if layout == "rows":
-        before, after = (in_rows(model)[0] for model in (before, after))
+        before, after = (in_rows(model, 64)[0] for model in (before, after))
     blocks = np.random.default_rng(1).random((1, 3 * config.stem**2, 16, 24), dtype=np.float32)
     one, two = (
         ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {BLOCKS: blocks})
@@ -60,3 +61,9 @@ def test_a_network_that_never_fires_is_left_alone() -> None:
     ranges = channel_ranges(export_body(unet), TILES, 1)
     assert ranges
     assert all((values == 1).all() for values in ranges.values())
+
+
+def test_a_convolution_of_lines_is_left_alone() -> None:
+    text = "a = Conv(x, w)\nb = Relu(a)\ny = Conv(b, w)"
+    weights = {"w": np.ones((2, 2, 1), np.float32)}
+    assert scalable(strangers.graph(text, "float[n,2,l] x => (float[n,2,l] y)", weights)) == []

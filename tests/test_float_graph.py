@@ -1,6 +1,7 @@
 """The graph in float equals torch: at least 90 dB, at any size and batch."""
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 
 from deblur_deploy.media.images import list_images, read_image
 from deblur_deploy.pipeline.export import Exporter
+from deblur_deploy.pipeline.graph import in_half_precision
+from deblur_deploy.pipeline.nodes import OnnxRunner
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint
-from tests import small
+from tests import small, strangers
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 1000), st.integers(1, 1000))
 
@@ -52,3 +55,14 @@ def test_the_shipped_network_on_noise_and_on_photographs(data, tmp_path):
     images += [np.random.default_rng(0).random(shape, np.float32) for shape in ((4, 3, 1, 1), (2, 3, 333, 127))]
     for image in images:
         assert db(*restored(session, model, image)) >= 90
+
+
+def test_half_precision_of_somebody_elses_graph_is_a_valid_one():
+    text = 'm = Max(blocks, zero)\ns = Resize<mode = "nearest">(m, , scales)\ncorrection = Sub(s, m)'
+    constants = {"zero": np.float32(0.5), "scales": np.ones(4, np.float32)}
+    body = strangers.graph(text, "float[n,3,h,w] blocks => (float[n,3,h,w] correction)", constants)
+    half = in_half_precision(body)
+    onnx.checker.check_model(half)
+    given = OnnxRunner(half, "half")(np.ones((1, 3, 4, 5), np.float16))["correction"]
+    assert given.dtype == np.float16
+    assert not given.any()

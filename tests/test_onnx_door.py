@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_the_range_is_guessed_on_photographs_and_told(tmp_path: Path) -> None:
     _, ready = prepared(saved(stepped(4), tmp_path / "net.onnx"))
     assert (ready.convention.range, ready.convention.colour, ready.convention.layout) == ("255", "rgb", "nhwc")
     assert "[0, 255]" in ready.notes[0]
-    assert "dB on built-in photographs" in ready.notes[0]
+    assert "dB on photographs of" in ready.notes[0]
     assert not ready.network.any_batch or ready.convention.any_batch
 
 
@@ -163,18 +164,54 @@ def test_half_precision_is_widened_and_told(tmp_path: Path) -> None:
     assert differences(files(source, ready, tmp_path)["fp32"], plain).max() <= 1
 
 
-def test_weights_in_another_file_belong_to_it(tmp_path: Path) -> None:
-    path = saved(
-        residual(), tmp_path / "net.onnx", save_as_external_data=True, size_threshold=0, location="net.onnx.data"
-    )
+@pytest.mark.parametrize("name", ["net.onnx.data", "net.onnx_data", "weights of it"])
+def test_weights_in_another_file_belong_to_it(name: str, tmp_path: Path) -> None:
+    path = saved(residual(), tmp_path / "net.onnx", save_as_external_data=True, size_threshold=0, location=name)
     source, _ = prepared(path)
-    data = bytearray((tmp_path / "net.onnx.data").read_bytes())
+    data = bytearray((tmp_path / name).read_bytes())
     data[3] ^= 1
-    (tmp_path / "net.onnx.data").write_bytes(data)
+    (tmp_path / name).write_bytes(data)
     assert open_door(path, NetworkConfig(), PAIRS, tmp_path).parent != source.parent
-    (tmp_path / "net.onnx.data").unlink()
+    (tmp_path / name).unlink()
     with pytest.raises(DeblurError, match=r"keeps weights in another file that is not there|not a whole ONNX file"):
         prepared(path)
+
+
+def with_a_function() -> ModelProto:
+    """The sum at the end is a function of somebody's domain."""
+    net = residual()
+    last = net.graph.node[-1]
+    opsets = [*net.opset_import, onnx.helper.make_opsetid("mine", 1)]
+    body = [onnx.helper.make_node(last.op_type, ["a", "b"], ["c"])]
+    function = onnx.helper.make_function("mine", "Last", ["a", "b"], ["c"], body, net.opset_import)
+    net.functions.append(function)
+    call = onnx.helper.make_node("Last", list(last.input), list(last.output), domain="mine")
+    last.CopyFrom(call)
+    del net.opset_import[:]
+    net.opset_import.extend(opsets)
+    return net
+
+
+def of_the_first_kind() -> ModelProto:
+    """Initializers are inputs, too."""
+    net = residual()
+    net.ir_version = 3
+    for value in net.graph.initializer:
+        net.graph.input.append(onnx.helper.make_tensor_value_info(value.name, value.data_type, value.dims))
+    return net
+
+
+def importing_what_it_does_not_use() -> ModelProto:
+    net = residual()
+    net.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return net
+
+
+@pytest.mark.parametrize("net", [with_a_function, of_the_first_kind, importing_what_it_does_not_use])
+def test_what_old_and_new_exporters_write_is_taken(net: Callable[[], ModelProto], tmp_path: Path) -> None:
+    source, ready = prepared(saved(net(), tmp_path / "net.onnx"))
+    plain = Reference(OnnxRunner(residual(), "plain"), Convention(output="y"))
+    assert differences(files(source, ready, tmp_path)["fp32"], plain).max() <= 1
 
 
 def nan() -> ModelProto:

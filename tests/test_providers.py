@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import types
@@ -31,6 +32,11 @@ def test_a_named_provider_that_is_absent_raises(bundle: Path, name: str) -> None
         pytest.skip(f"{name} is present")
     with pytest.raises(ProviderError, match=name):
         DeblurEngine(bundle, name)
+
+
+def test_pip_takes_the_command_that_installs_a_provider() -> None:
+    assert shlex.split(providers.install("tensorrt")) == ["pip", "install", "onnxruntime-gpu[cuda,cudnn]", "tensorrt"]
+    assert providers.install("directml") == ""
 
 
 def test_onnxruntimes_own_names_do_too() -> None:

@@ -11,7 +11,7 @@ from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.graph import assemble
 from deblur_deploy.pipeline.int8.calibrate import find_ranges
 from deblur_deploy.pipeline.int8.probe import int8_ops
-from deblur_deploy.pipeline.int8.quantize import layers, quantize_body, quantize_with_nncf
+from deblur_deploy.pipeline.int8.quantize import layer_name, layers, quantize_body, quantize_with_nncf
 from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo
 from tests.small import CONFIGS, body, network, unet
@@ -113,3 +113,12 @@ def test_the_probe_asks_the_runtime_and_not_a_list():
     weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros((8, 48, 1, 1), np.float32), "head.weight"))
     next(node for node in stranger.graph.node if "head.weight" in node.input).op_type = "ConvTranspose"
     assert not int8_ops(stranger)["ConvTranspose"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "layer"),
+    [("encoder.0.0.weight", "encoder.0.0"), ("q_output_up.0.weight_quantized", "up.0"),
+     ("weight_net.2.weight", "weight_net.2"), ("net.weights.0.weight", "net.weights.0"), ("kernel", "kernel")],
+)  # fmt: skip
+def test_a_layer_is_called_as_its_weights_are(weight, layer):
+    assert layer_name(weight) == layer

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from deblur_deploy.errors import ModelError
 from deblur_deploy.pipeline.convention import Convention
 from deblur_deploy.pipeline.doors.module import exported
 from deblur_deploy.pipeline.doors.onnx_file import plain
@@ -27,7 +28,7 @@ def raw(net: nn.Module, **how: object) -> tuple[object, Convention]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rows_are_planes(name: str) -> None:
     planes = body(name, "planes")
-    rows, orders = in_rows(planes)
+    rows, orders = in_rows(planes, 64)
     channels = planes.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     image = np.random.default_rng(0).random((2, channels, 16, 24), np.float32)
     one, two = (OnnxRunner(model, name)(image)[CORRECTION] for model in (planes, rows))
@@ -79,3 +80,45 @@ def test_a_sum_with_anything_else_stays() -> None:
 
     before, how = raw(strangers.seeded(Flipped))
     assert not prepared(before, how.divisor)[1]  # type: ignore[arg-type]
+
+
+class Halving(nn.Module):
+    """Takes any size, by rounding up, and cuts what is too much; ``groups`` of the layer before the shuffle."""
+
+    def __init__(self, groups: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.up = nn.Conv2d(4, 12, 3, padding=1, groups=groups, bias=bias)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found = nn.functional.pixel_shuffle(self.up(self.down(image)), 2)
+        return found[..., : image.shape[-2], : image.shape[-1]]
+
+
+@pytest.mark.parametrize(
+    ("net", "multiple", "rewritten"),
+    [(Halving, 1, False), (Halving, 2, True), (lambda: Halving(groups=4), 2, False),
+     (lambda: Halving(bias=False), 2, True)],
+)  # fmt: skip
+def test_rows_are_planes_of_any_network_at_any_size_it_takes(
+    net: type[nn.Module], multiple: int, rewritten: bool
+) -> None:
+    planes, _ = raw(strangers.seeded(net))
+    rows, orders = in_rows(planes, multiple)  # type: ignore[arg-type]
+    assert bool(orders) == rewritten
+    for size in ((10, 6), (21, 13)) if multiple == 1 else ((10, 6),):
+        image = np.random.default_rng(0).random((1, 3, *size), np.float32)
+        one, two = (OnnxRunner(model, "net")(image)[CORRECTION] for model in (planes, rows))  # type: ignore[arg-type]
+        np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_a_network_of_large_images_only_is_rewritten_too() -> None:
+    class Reflecting(strangers.Residual):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            wide = nn.functional.pad(image, (40, 40, 40, 40), mode="reflect")
+            return image + self.last(torch.relu(self.first(wide)))[..., 40:-40, 40:-40]
+
+    before, how = raw(strangers.seeded(Reflecting), least_px=64)
+    assert prepared(before, how.divisor, how.least_px)[1]  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="onnxruntime does not run net on 1x3x16x16: "):
+        OnnxRunner(before, "net")(np.zeros((1, 3, 16, 16), np.float32))  # type: ignore[arg-type]

@@ -203,6 +203,15 @@ def test_the_entries_not_used_for_longest_go_first(tmp_path):
     assert sum(path.stat().st_size for path in bench.cache.folder.rglob("*") if path.is_file()) <= 3500
 
 
+def test_what_tuning_and_training_keep_beside_the_entries_is_not_removed(tmp_path):
+    cache = Cache(tmp_path, max_bytes=0)
+    for name in ("bank", "hub", "tuned", "entry"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("precious")
+    cache.shrink()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["bank", "hub", "tuned"]
+
+
 def test_what_somebody_is_making_is_not_removed(tmp_path):
     cache = Cache(tmp_path, max_bytes=0)
     with cache.locked("busy", lambda: None):

@@ -24,6 +24,7 @@ from deblur_deploy.cli.export import command
 from deblur_deploy.errors import InputError, OutputError, TrainingError
 from deblur_deploy.media.images import write_image
 from deblur_deploy.pipeline import inputs
+from deblur_deploy.pipeline.build import Build
 from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.convention import Convention
 from deblur_deploy.pipeline.doors.module import ModuleRunner, Standard, load_module
@@ -33,6 +34,7 @@ from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.pruning.finetune import finetune
 from deblur_deploy.pipeline.pruning.limit import time_limit
 from deblur_deploy.pipeline.pruning.smaller import Smaller
+from deblur_deploy.pipeline.recipe import Recipe
 from tests import strangers
 from tests.photos import photo
 from tests.small import unet
@@ -455,3 +457,24 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"does not hold the weights of tests\.test_stranger:build"):
         load_module("tests.test_stranger:build", tmp_path / "other.safetensors")
+
+
+def test_a_module_may_change_where_modules_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = list(sys.path)
+    text = "import sys, torch\nsys.path.insert(0, '/theirs')\nbuild = lambda: torch.nn.Conv2d(3, 3, 1)\n"
+    (tmp_path / "searching.py").write_text(text)
+    load_module("searching:build")
+    assert sys.path == ["/theirs", *before]
+
+
+def test_how_images_are_taken_is_found_out_again_on_other_pairs() -> None:
+    def inputs_of(pairs: str, runner: Any) -> Any:
+        source = Source(kind="onnx", name="net", parent="hash", path=None, prepare=lambda: None, runner=runner)  # type: ignore[arg-type, return-value]
+        stages = SimpleNamespace(run=lambda *_, inputs, **__: inputs)
+        photos = inputs.Photos(pairs, list)
+        return Build(stages=stages, source=source, recipe=Recipe(), pairs=photos, calibration=photos).export()  # type: ignore[arg-type]
+
+    assert inputs_of("mine", dict) != inputs_of("yours", dict)
+    assert inputs_of("mine", None) == inputs_of("yours", None)

@@ -45,7 +45,7 @@ def body(name, layout):
     else:
         model.head.bias.data += 0.5
     plain = export_body(model)
-    return in_rows(plain)[0] if layout == "rows" else plain
+    return in_rows(plain, 64)[0] if layout == "rows" else plain
 
 
 @pytest.mark.parametrize("name", ["stem4", "classic"])
@@ -70,7 +70,7 @@ def test_no_share_of_the_tiles_comes_as_near_to_fp32(name):
     best = error(quantized(with_biases(plain, found.biases), ranges, residual))
     assert best < 0.97 * min(errors)
     # The other layout has other operations, and the same arithmetic.
-    rows, _ = in_rows(with_biases(plain, found.biases))
+    rows, _ = in_rows(with_biases(plain, found.biases), 64)
     spans = {name: of.range_value for name, of in spanning(ranges_of_each(rows, TILES, stem, OPS), 0.7).items()}
     ranges = TensorsData(CalibrationMethod.MinMax, spans | found.ranges)
     assert error(quantized(rows, ranges, residual)) == pytest.approx(best, rel=0.03)
@@ -98,3 +98,18 @@ def test_a_range_that_cuts_values_off_is_told_to_widen():
     y.sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 0]
     assert step.grad.item() == pytest.approx(-2 + (0 - 0.3) + (1 - 0.6) + 253)
+
+
+@pytest.mark.parametrize(("costs", "wider"), [(0.0, 99), (0.04, 2), (0.2, 0)])
+def test_ranges_get_room_from_the_result_on_until_it_costs_too_much(costs, wider):
+    plain = body("stem4", "planes")
+    ranges = spanning(ranges_of_each(plain, TILES, 4, OPS), 0.7)
+    network = _FakeQuantized(quantized(plain, ranges, residual=True), tied(plain))
+    before = {name: scale.exp().item() for name, scale in network.scales.items()}
+
+    def grown():
+        return [scale.exp().item() / before[name] for name, scale in network.scales.items()]
+
+    network.give_room(lambda: 1 + costs * sum(share > 1.5 for share in grown()))
+    wider = min(wider, len(before))
+    assert grown() == pytest.approx([1] * (len(before) - wider) + [2] * wider)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from deblur_deploy.errors import DeblurError, MissingExtraError, ModelError
 from deblur_deploy.pipeline import inputs
 from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.doors.source import open_door
-from deblur_deploy.pipeline.doors.weights import load_weights, unwrapped
+from deblur_deploy.pipeline.doors.weights import import_spandrel, load_weights, unwrapped
 from tests.photos import photo
 
 PAIRS = inputs.pairs(None)
@@ -27,24 +26,9 @@ PAIRS = inputs.pairs(None)
 def spandrel() -> Any:
     """The package; skips where it is absent."""
     try:
-        return importlib.import_module("spandrel")
-    except ImportError:
-        pytest.skip("spandrel is not installed")
-    except RuntimeError:
-        # A torchvision for CUDA beside a torch without it lacks its compiled operations, which no network here needs.
-        library = torch.library.Library("torchvision", "DEF")
-        for operation in ("nms", "qnms"):
-            library.define(f"{operation}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "spandrel")]:
-            del sys.modules[name]
-        KEPT.append(library)
-        try:
-            return importlib.import_module("spandrel")
-        except RuntimeError as error:
-            pytest.skip(f"torchvision does not load: {error}")
-
-
-KEPT: list[Any] = []
+        return import_spandrel()
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"spandrel does not load: {error}")
 
 
 @pytest.fixture(scope="module")

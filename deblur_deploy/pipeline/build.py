@@ -58,7 +58,8 @@ class Build:
             "export",
             make,
             code=(_EXPORT, *_DOORS),
-            inputs={"checkpoint": self.source.parent},
+            # How somebody else's network takes images may be guessed on the pairs.
+            inputs={"checkpoint": self.source.parent, **({"pairs": self.pairs.digest} if self.source.runner else {})},
             config=self.recipe.network,
             environment={**versions("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "spandrel"), **self._running()},
         )

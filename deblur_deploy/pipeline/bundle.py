@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from deblur_deploy.contract import OLDEST_ONNXRUNTIME
-from deblur_deploy.errors import DeblurError, InputError, OutputError, VerificationError
+from deblur_deploy.errors import DeblurError, InputError, ModelError, OutputError, VerificationError
 from deblur_deploy.evaluation.machine import package_versions
 from deblur_deploy.files import refuse_existing, writing_folder
 from deblur_deploy.pipeline import inputs, verify
@@ -152,7 +152,7 @@ class _Choosing:
         for artifact in artifacts:
             try:
                 results.append(measuring(artifact))
-            except VerificationError as error:
+            except (VerificationError, ModelError) as error:  # or this runtime has no kernel for such a type
                 self.leave_out(artifact.name, error, needed=artifact.precision == "fp32")
         not_there = {provider: self._timed(results, provider) for provider in providers}
         verify.mark_slower(results)

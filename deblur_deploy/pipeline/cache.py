@@ -30,6 +30,8 @@ MAX_BYTES = 4 * 2**30
 
 _ENTRY = "entry.json"
 _PART = ".part"
+_NEIGHBOURS = ("bank", "hub", "tuned")
+"""Folders of others that lie beside the entries."""
 
 
 class DamagedError(Exception):
@@ -128,7 +130,7 @@ class Cache:
     def shrink(self) -> None:
         """Remove entries until the rest fits, those that were not used for longest first."""
         entries = sorted(
-            (*_usage(path), path) for path in self.folder.iterdir() if path.is_dir() and path.name != "bank"
+            (*_usage(path), path) for path in self.folder.iterdir() if path.is_dir() and path.name not in _NEIGHBOURS
         )
         total = sum(size for _, size, _ in entries)
         for _, size, path in entries:

@@ -68,7 +68,7 @@ class Exporter:
     @cached_property
     def layouts(self) -> tuple[Layout, ...]:
         """The layouts that differ for this network, that of ONNX Runtime's own CPU kernels first."""
-        differ = self.network.stem > 1 or in_rows(self._bodies["planes"])[1]
+        differ = self.network.stem > 1 or in_rows(self._bodies["planes"], self.network.multiple)[1]
         return ("rows", "planes") if differ else ("planes",)
 
     def int8(self, body: ModelProto, layout: Layout, folder: Path | None = None) -> Artifact:
@@ -83,7 +83,7 @@ class Exporter:
     def body(self, layout: Layout) -> ModelProto:
         """The fp32 body, between the rearrangements of ``layout``."""
         if layout not in self._bodies:
-            self._bodies[layout], _ = in_rows(self._bodies["planes"])
+            self._bodies[layout], _ = in_rows(self._bodies["planes"], self.network.multiple)
         return self._bodies[layout]
 
     def _save(

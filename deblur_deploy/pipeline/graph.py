@@ -134,13 +134,17 @@ _PLAIN_OPS = {"Conv", "Relu", "MaxPool", "Concat", "DepthToSpace"}
 def in_half_precision(body: ModelProto) -> ModelProto:
     """``body`` with fp16 weights and arithmetic, but for operations that ONNX has in fp32 only."""
     if not {node.op_type for node in body.graph.node} <= _PLAIN_OPS:
+        from onnxruntime.quantization.onnx_model import ONNXModel
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             converted: ModelProto = convert_float_to_float16(copy.deepcopy(body), keep_io_types=False)
         del converted.graph.value_info[:]
-        return converted
+        ordered = ONNXModel(converted)  # its casts are at the end
+        ordered.topological_sort()
+        result: ModelProto = ordered.model
+        return result
     half = copy.deepcopy(body)
     for value in half.graph.initializer:
         if value.data_type == onnx.TensorProto.FLOAT:

@@ -46,6 +46,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     ours: bool = False
     """Whether it is a U-Net of ours, for which an int8 that does not keep the budget is a failure."""
 
+    @property
+    def multiple(self) -> int:
+        """What heights and widths of the body's input, in blocks, are multiples of."""
+        return self.size_divisor // self.stem
+
     @classmethod
     def of(cls, unet: UNet) -> Network:
         """The facts about one of our U-Nets."""

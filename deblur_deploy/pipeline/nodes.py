@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from deblur_deploy.errors import ModelError
 from deblur_deploy.runtime.providers import first_line
@@ -23,6 +23,12 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 def constants_of(model: ModelProto) -> dict[str, NDArray[Any]]:
     """The initializers of ``model``, by name."""
     return {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+
+
+def tensors_of(model: ModelProto) -> list[TensorProto]:
+    """The initializers of ``model``, and the tensors that its nodes hold."""
+    held = [one.t for node in model.graph.node for one in node.attribute if one.HasField("t")]
+    return [*model.graph.initializer, *held]
 
 
 def makers_of(model: ModelProto) -> dict[str, NodeProto]:
@@ -102,7 +108,7 @@ def observing(model: ModelProto, names: Iterable[str]) -> ort.InferenceSession:
 
 
 class OnnxRunner:
-    """Runs an ONNX graph on the CPU; raises ModelError if this onnxruntime does not load it."""
+    """Runs an ONNX graph on the CPU; raises ModelError if this onnxruntime does not load it, or not run it."""
 
     def __init__(self, model: ModelProto, name: str) -> None:
         options = ort.SessionOptions()
@@ -111,11 +117,15 @@ class OnnxRunner:
             self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's derive from nothing more narrow
             raise ModelError(f"onnxruntime does not load {name}: {first_line(error)}") from None
-        self.input = self.session.get_inputs()[0].name
+        self.name, self.input = name, self.session.get_inputs()[0].name
         self.names = [output.name for output in self.session.get_outputs()]
         self.options = ort.RunOptions()
         self.options.log_severity_level = 4
 
     def __call__(self, batch: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        values: list[Any] = self.session.run(self.names, {self.input: batch}, self.options)
+        try:
+            values: list[Any] = self.session.run(self.names, {self.input: batch}, self.options)
+        except Exception as error:  # as above
+            size = "x".join(map(str, batch.shape))
+            raise ModelError(f"onnxruntime does not run {self.name} on {size}: {first_line(error)}") from None
         return dict(zip(self.names, values, strict=True))

@@ -126,12 +126,19 @@ def _planar(name: str, any_batch: bool) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
-def prepared(body: ModelProto, divisor: int) -> tuple[ModelProto, bool]:
-    """``body`` in the form that int8 and engines like best, and whether it now gives what is added to the image."""
-    body = _simplified(body, divisor)
+def prepared(body: ModelProto, divisor: int, least_px: int = 1) -> tuple[ModelProto, bool]:
+    """``body`` in the form that int8 and engines like best, and whether it now gives what is added to the image.
+
+    ``divisor``, ``least_px``: what sizes it takes are multiples of, and the least.
+    """
+    sizes = [
+        [divisor * max(blocks, -(-max(16 * blocks, least_px) // divisor)) for blocks in pair]
+        for pair in ((3, 2), (4, 5))
+    ]
+    body = _simplified(body, sizes)
     _split_upsampling(body)
     lifted = _without_residual(body)
-    residual = lifted is not None and _equal(body, lifted, divisor, residual=True)
+    residual = lifted is not None and _equal(body, lifted, sizes, residual=True)
     if residual and lifted is not None:
         body = lifted
     _name_layers(body)
@@ -140,7 +147,7 @@ def prepared(body: ModelProto, divisor: int) -> tuple[ModelProto, bool]:
     return body, residual
 
 
-def _simplified(body: ModelProto, divisor: int) -> ModelProto:
+def _simplified(body: ModelProto, sizes: Sequence[Sequence[int]]) -> ModelProto:
     """``body`` with its constants folded, if that works; a graph of somebody else's may be too odd for it."""
     from onnxscript import optimizer
 
@@ -150,7 +157,7 @@ def _simplified(body: ModelProto, divisor: int) -> ModelProto:
         folded: ModelProto = optimizer.optimize(copy)
         kept = [value.name for value in folded.graph.input] == [BLOCKS]
         kept &= [value.name for value in folded.graph.output] == [CORRECTION]
-        if not (kept and _equal(body, folded, divisor)):
+        if not (kept and _equal(body, folded, sizes)):
             return body
     except Exception:  # whatever it meets: nothing is lost but a little speed
         return body
@@ -162,12 +169,11 @@ def _simplified(body: ModelProto, divisor: int) -> ModelProto:
     return folded
 
 
-def _equal(before: ModelProto, after: ModelProto, divisor: int, *, residual: bool = False) -> bool:
-    """Whether both give the same for noise of several sizes; ``residual``: if the image is added to the second."""
+def _equal(before: ModelProto, after: ModelProto, sizes: Sequence[Sequence[int]], *, residual: bool = False) -> bool:
+    """Whether both give the same for noise of these sizes; ``residual``: if the image is added to the second."""
     run = [OnnxRunner(model, "a rewritten graph") for model in (before, after)]
     rng = np.random.default_rng(0)
-    for tall, wide in ((3, 2), (4, 5)):
-        sides = (divisor * max(tall, -(-tall * 16 // divisor)), divisor * max(wide, -(-wide * 16 // divisor)))
+    for sides in sizes:
         image = rng.random((1, 3, *sides), np.float32)
         expected, found = (one(image)[CORRECTION] for one in run)
         found = found + image if residual else found

@@ -18,10 +18,12 @@ from deblur_deploy.pipeline.graph import BLOCKS
 from deblur_deploy.pipeline.nodes import attributes, constants_of, drop_constants, makers_of, replace_nodes
 
 
-def in_rows(body: ModelProto) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
+def in_rows(body: ModelProto, multiple: int) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
     """``body`` with upsampling by whole runs of channels, and the new order of outputs by the name of the weights.
 
     A convolution in front of a DepthToSpace gives (row, column, channel) instead of (channel, row, column).
+    ``multiple``: what heights and widths of the body's input are multiples of; where that does not make the size at an
+    upsampling a whole number, the size is not known in advance, and it stays as it is.
     """
     scales = _scales(body)
     makers = makers_of(body)
@@ -37,9 +39,11 @@ def in_rows(body: ModelProto) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
             and maker is not None
             and maker.op_type == "Conv"
             and readers[node.input[0]] == 1
-            and maker.input[1] in constants
             and maker.input[1] not in orders
+            and attributes(maker).get("group", 1) == 1
+            and all(name in constants for name in maker.input[1:] if name)
             and node.input[0] in scales
+            and multiple % scales[node.input[0]][1] == 0
         )
         if not suits or maker is None:
             nodes.append(node)
@@ -51,7 +55,7 @@ def in_rows(body: ModelProto) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
         if about.get("mode", b"DCR") == b"CRD":
             order = order.reshape(width, side, side).transpose(1, 2, 0).ravel()
         orders[maker.input[1]] = order
-        for name in maker.input[1:]:
+        for name in filter(None, maker.input[1:]):
             added[name] = constants[name][order]
         nodes += _runs(node, scales[node.input[0]], side, width, added)
     result = copy.deepcopy(body)

@@ -107,7 +107,9 @@ def peak_activation(fp32: Artifact, images: Sequence[Image]) -> float:
     whole = onnx.load(fp32.path)
     names = [name for node in whole.graph.node for name in node.output if name]
     session = observing(whole, names)
-    values = [value for image in images for value in session.run(names, {INPUT: image[None]})]
+    # A node may also give a sequence.
+    given = (value for image in images for value in session.run(names, {INPUT: image[None]}))
+    values = (value for value in given if isinstance(value, np.ndarray))
     peak = max(float(np.abs(value).max()) for value in values if value.dtype == np.float32 and value.size)
     return peak if np.isfinite(peak) else float("inf")
 

@@ -10,6 +10,7 @@ import io
 import json
 import platform
 import re
+import shlex
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -47,9 +48,9 @@ _PLUGINS = {
     "NvTensorRTRTXExecutionProvider": "onnxruntime_ep_nv_tensorrt_rtx",
 }
 _PACKAGES = {
-    "openvino": "onnxruntime-ep-openvino",
-    "cuda": "onnxruntime-gpu[cuda,cudnn]",
-    "tensorrt": "onnxruntime-gpu[cuda,cudnn] tensorrt",
+    "openvino": ("onnxruntime-ep-openvino",),
+    "cuda": ("onnxruntime-gpu[cuda,cudnn]",),
+    "tensorrt": ("onnxruntime-gpu[cuda,cudnn]", "tensorrt"),
 }
 _OPENVINO_OPTIONS = ("cache_dir", "enable_qdq_optimizer", "load_config", "num_streams")
 _INSTEAD = {
@@ -242,8 +243,8 @@ def _plugin(short: str, ort_name: str, wanted: str) -> Provider:
 
 def install(short: str) -> str:
     """The command that installs a provider; empty where there is none."""
-    package = _PACKAGES.get(short)
-    return f"pip install '{package}'" if package else ""
+    packages = _PACKAGES.get(short, ())
+    return shlex.join(["pip", "install", *packages]) if packages else ""
 
 
 def _nvidia(number: int) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from deblur_deploy.errors import InputError
 from deblur_deploy.runtime.hardware import bf16_flags
 
 Kind = Literal["muon", "adamw", "adam"]
@@ -16,6 +17,27 @@ Kind = Literal["muon", "adamw", "adam"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 """Arithmetic of forward and backward passes; see ``uses_bf16``."""
+
+
+LOSSES = ("mse", "l1", "charbonnier", "psnr", "ssim", "fft", "perceptual")
+"""What a loss is a weighted sum of; see ``training.losses``."""
+
+
+def loss_terms(text: str) -> list[tuple[str, float]]:
+    """Names and weights of ``text``, as in "l1=1,fft=0.05"; raises InputError for another name or a weight below 0."""
+    terms = []
+    for term in text.split(","):
+        name, _, weight = term.strip().partition("=")
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = -1
+        if name not in LOSSES:
+            raise InputError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
+        if not 0 < value < float("inf"):
+            raise InputError(f"loss {term.strip()!r} has no positive weight; write it as {name}=0.5")
+        terms.append((name, value))
+    return terms
 
 
 def uses_bf16(precision: Precision, *, cuda: bool) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deblur_deploy.errors import InputError, one_line
 from deblur_deploy.files import existing
+from deblur_deploy.training.config import loss_terms
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -135,15 +136,6 @@ def parse_loss(text: str, vgg_weights: Path | None = None) -> WeightedLoss:
     Raises InputError for an unknown name, a weight that is no positive number, or perceptual without weights.
     """
     terms: list[tuple[float, Loss]] = []
-    for term in text.split(","):
-        name, _, weight = term.strip().partition("=")
-        try:
-            value = float(weight or 1)
-        except ValueError:
-            value = -1
-        if name not in LOSSES and name != "perceptual":
-            raise InputError(f"unknown loss {name!r}; choose from {', '.join([*LOSSES, 'perceptual'])}")
-        if not 0 < value < float("inf"):
-            raise InputError(f"loss {term.strip()!r} has no positive weight; write it as {name}=0.5")
-        terms.append((value, Perceptual(load_vgg(vgg_weights)) if name == "perceptual" else LOSSES[name]))
+    for name, weight in loss_terms(text):
+        terms.append((weight, Perceptual(load_vgg(vgg_weights)) if name == "perceptual" else LOSSES[name]))
     return WeightedLoss(terms)

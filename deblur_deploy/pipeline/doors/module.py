@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def load_module(name: str, weights: Path | None = None) -> nn.Module:
     place, colon, builder = name.partition(":")
     if not (place and colon and builder):
         raise InputError(f"--model is {name!r}; allowed: package.module:build, a function that returns the network")
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    here = os.getcwd()  # noqa: PTH109
+    sys.path.insert(0, here)
     try:
         model = getattr(importlib.import_module(place), builder)()
     except ImportError as error:
@@ -45,7 +47,8 @@ def load_module(name: str, weights: Path | None = None) -> nn.Module:
     except (Exception, SystemExit) as error:  # it is somebody else's code, and may fail with anything
         raise InputError(f"--model {name}: {type(error).__name__}: {one_line(error)}{_hint(error)}") from None
     finally:
-        sys.path.pop(0)
+        with suppress(ValueError):  # their code may change the path, too
+            sys.path.remove(here)
     if not isinstance(model, nn.Module):
         raise InputError(f"--model {name} gave {type(model).__name__}; a torch.nn.Module is needed")
     if weights:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper, version_converter
+from onnx import ModelProto, TensorProto, ValueInfoProto, inliner, numpy_helper, version_converter
 
 from deblur_deploy.contract import KEY
 from deblur_deploy.errors import InputError, ModelError, one_line
@@ -44,7 +44,10 @@ def plain(model: ModelProto, name: str) -> tuple[ModelProto, list[str]]:
         )
     notes = []
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        try:
+            model = inliner.inline_local_functions(model)
+        except Exception as error:  # of C++, as below
+            raise ModelError(f"{name} has functions that cannot be inlined: {one_line(error)}") from None
     _refuse(model, name)
     if widened := _in_single(model):
         notes.append(f"{widened} weights are widened to fp32")
@@ -119,6 +122,12 @@ def _constants_to_initializers(model: ModelProto) -> None:
 
 def _tidy(model: ModelProto) -> None:
     """Free the sizes, and drop what is only for people or says what need not hold any longer; in place."""
+    # What functions and tools were of; nothing is left of theirs.
+    domains = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    del model.opset_import[:]
+    model.opset_import.extend(domains)
+    # Before 4 every initializer was an input, too.
+    model.ir_version = max(model.ir_version, 8)
     constants = {value.name for value in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]

@@ -168,7 +168,7 @@ def _guess(
     if len(ranges) == len(colours) == 1:
         return best[0], ""
     others = [value for tried, value in found if (tried.range, tried.colour) != (best[0].range, best[0].colour)]
-    said = f" ({best[1]:.1f} dB on built-in photographs of {blurred:.1f}, others at most {max(others):.1f}; "
+    said = f" ({best[1]:.1f} dB on photographs of {blurred:.1f}, others at most {max(others):.1f}; "
     return best[0], f"{said}--input.range and --input.colour overrule it)"
 
 

@@ -162,15 +162,22 @@ def _onnx(path: Path, wish: NetworkConfig, pairs: Photos[Pair]) -> Source:
 
 def _hash(path: Path) -> str:
     """SHA-256 of an ONNX file, and of the files beside it that it keeps weights in."""
-    whole = hashlib.sha256(sha256(path).encode())
-    beside = [other for other in sorted(path.parent.iterdir()) if other.name.startswith(path.name) and other != path]
-    beside += [other for other in (path.with_suffix(".data"), path.with_suffix(".bin")) if other.is_file()]
-    data = [other for other in dict.fromkeys(beside) if other.is_file() and other.suffix in (".data", ".bin")]
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    from deblur_deploy.pipeline.nodes import tensors_of
+
+    whole = sha256(path)
+    try:
+        tensors = tensors_of(onnx.load(path, load_external_data=False))
+    except Exception:  # read_onnx says what is wrong with it
+        return whole
+    places = {str(ExternalDataInfo(tensor).location) for tensor in tensors if uses_external_data(tensor)}
+    data = [path.parent / place for place in sorted(places) if (path.parent / place).is_file()]
     if not data:
-        return sha256(path)
-    for other in data:
-        whole.update(f"{other.name} {sha256(other)}".encode())
-    return whole.hexdigest()
+        return whole
+    named = [f"{other.name} {sha256(other)}" for other in data]
+    return hashlib.sha256("".join([whole, *named]).encode()).hexdigest()
 
 
 def _prepared_onnx(
@@ -195,7 +202,7 @@ def prepared(model: ModelProto, convention: Convention, notes: Sequence[str], na
     from deblur_deploy.pipeline.reach import reach
     from deblur_deploy.pipeline.rewrite import body_of, prepared
 
-    body, residual = prepared(body_of(model, convention), convention.divisor)
+    body, residual = prepared(body_of(model, convention), convention.divisor, convention.least_px)
     run = OnnxRunner(body, name)
     assert run.input == BLOCKS
     seen = reach(lambda image: run(image)[CORRECTION], convention.divisor, convention.least_px)

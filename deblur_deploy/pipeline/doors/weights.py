@@ -6,7 +6,10 @@ Pickles are never unpickled: of a ``.pth`` only tensors in plain containers are 
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +61,42 @@ def _spandrel(path: Path) -> Any:
     """The package; raises MissingExtraError that says what to install."""
     said = f"{path} holds no deblur_deploy U-Net, and to recognise other networks "
     try:
-        import spandrel
+        return import_spandrel()
     except ImportError as error:
         missing = (error.name or "spandrel").partition(".")[0]
         raise MissingExtraError(
             f"{said}{missing} is needed: pip install 'deblur-deploy[networks]'; or give the code with --model "
             "package.module:build"
         ) from None
-    except RuntimeError as error:  # a torchvision for CUDA beside a torch without it, and the like
+    except RuntimeError as error:
         raise MissingExtraError(
             f"{said}spandrel is needed, which does not load here ({one_line(error)}); install the torchvision that "
             "was built for this torch"
         ) from None
-    return spandrel
+
+
+def import_spandrel() -> Any:
+    """The package, also beside a torchvision for CUDA where torch has none: it lacks its compiled operations then,
+    which no network here needs, and only asks for their names.
+
+    Raises ImportError where something is not installed, RuntimeError where it does not load.
+    """
+    while True:
+        try:
+            return importlib.import_module("spandrel")
+        except RuntimeError as error:
+            absent = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+            if not absent:
+                raise
+        if not _KEPT:
+            _KEPT.append(torch.library.Library("torchvision", "DEF"))  # type: ignore[no-untyped-call]
+        _KEPT[0].define(f"{absent[1]}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "spandrel")]:
+            del sys.modules[name]
+
+
+_KEPT: list[Any] = []
+"""Torch forgets operations with the library that has defined them."""
 
 
 class _Called(nn.Module):

@@ -66,7 +66,9 @@ class _Graph:
         self.layers = [node for node in body.graph.node if self.is_layer(node)]
 
     def is_layer(self, node: NodeProto) -> bool:
-        return node.op_type == "Conv" and all(name in self.constants for name in node.input[1:])
+        if node.op_type != "Conv" or any(name not in self.constants for name in node.input[1:]):
+            return False
+        return len(self.constants[node.input[1]].dims) == 4
 
     def depthwise(self, node: NodeProto) -> bool:
         shape = self.constants[node.input[1]].dims

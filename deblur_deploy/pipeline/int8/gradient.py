@@ -41,6 +41,8 @@ def computed(node: NodeProto, inputs: Sequence[Tensor | None]) -> Tensor | tuple
     match node.op_type:
         case "Conv":
             weight = given[1]
+            if weight.ndim != 4 or about.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+                raise NotImplementedError("Conv of another shape")
             x = _padded(x, about.get("pads", (0, 0, 0, 0)), 0.0)
             how = {name: about[key] for name, key in (("stride", "strides"), ("dilation", "dilations")) if key in about}
             return F.conv2d(x, weight, inputs[2] if len(inputs) > 2 else None, groups=about.get("group", 1), **how)

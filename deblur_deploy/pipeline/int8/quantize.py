@@ -35,7 +35,8 @@ _ZERO = np.array(0, dtype=np.int8)
 
 def layer_name(weight: str) -> str:
     """What a convolution is called: as its weights in torch, also where they are quantized."""
-    return weight.removeprefix("q_output_").partition(".weight")[0]
+    name = weight.removeprefix("q_output_")
+    return name.rpartition(".weight")[0] or name
 
 
 def layers(body: ModelProto) -> dict[str, str]:

@@ -68,7 +68,7 @@ class Quantizer:
 
     def _plain(self, layout: Layout) -> ModelProto:
         if layout == "rows":
-            return in_rows(self.plain("planes"))[0]
+            return in_rows(self.plain("planes"), self.network.multiple)[0]
         body = self.exporter.body(layout)
         return equalized(body, channel_ranges(body, self.tiles, self.stem))
 
@@ -150,7 +150,7 @@ class Quantizer:
         body = with_biases(with_weights(self.plain("planes"), weights), biases)
         steps = {name: of.step for name, of in weights.items()}
         if layout == "rows":
-            body, orders = in_rows(body)
+            body, orders = in_rows(body, self.network.multiple)
             steps |= {name: steps[name][order] for name, order in orders.items() if name in steps}
         return quantize_body(
             body,

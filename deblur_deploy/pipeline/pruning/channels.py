@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch_pruning as tp
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deblur_deploy.errors import InputError, VerificationError, one_line
 
+T = TypeVar("T")
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Removal = Mapping[str, Sequence[int]]
 """Output channels to take out, by the name of the layer that makes them."""
@@ -94,7 +95,8 @@ class Channels:
             raise InputError(f"the network returns {type(output).__name__}; one image tensor is needed")
         self.costs = _costs(model, example, forward)
         self._traced = {
-            (one := self._record(group)).name: (group, one) for group in self._graph(model).get_all_groups()
+            (one := self._record(group)).name: (group, one)
+            for group in self._traceable(model, lambda graph: list(graph.get_all_groups()))
         }
         # In the order in which the network is built.
         names = [name for name in self.costs if name in self._traced and name not in keep]
@@ -145,13 +147,13 @@ class Channels:
         """One of torch-pruning's importances for every group, as a value for each channel."""
         return {name: importance(self._traced[name][0]).detach() for name in self.groups}
 
-    def _graph(self, model: nn.Module) -> Any:
+    def _traceable(self, model: nn.Module, wanted: Callable[[Any], T]) -> T:
+        """What is ``wanted`` of torch-pruning's graph of ``model``; raises InputError if it cannot make one."""
         try:
             # The graph is read from autograd, so it needs gradients wherever this is called from.
             with torch.enable_grad(), named_failures(model):
-                return tp.DependencyGraph().build_dependency(
-                    model, self.example, forward_fn=self.forward, verbose=False
-                )
+                graph = tp.DependencyGraph()
+                return wanted(graph.build_dependency(model, self.example, forward_fn=self.forward, verbose=False))
         except InputError:
             raise
         except Exception as error:  # whatever torch-pruning meets in a stranger's network
@@ -175,7 +177,7 @@ class Channels:
 
     def _cut(self, removal: Removal) -> nn.Module:
         small = copy.deepcopy(self.model)
-        graph, modules = self._graph(small), dict(small.named_modules())
+        graph, modules = self._traceable(small, lambda graph: graph), dict(small.named_modules())
         for name, indices in removal.items():
             pruner = graph.get_pruner_of_module(modules[name])
             graph.get_pruning_group(modules[name], pruner.prune_out_channels, list(indices)).prune()

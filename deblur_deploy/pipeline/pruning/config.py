@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 import tyro
 
-from deblur_deploy.training.config import Kind, Precision, Stage, TrainConfig
+from deblur_deploy.training.config import Kind, Precision, Stage, TrainConfig, loss_terms
 
 Importance = Literal["magnitude", "taylor", "activation"]
 Target = Literal["macs", "parameters"]
@@ -40,6 +40,8 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Patches in a batch."""
     side_px: int = 192
     """Height and width of a patch."""
+    loss: str = "l1=1"
+    """Against the truth, and against the unpruned network's image, as in training (but not perceptual)."""
     optimizer: Kind = "adamw"
     """As in training."""
     learning_rate: float = 3e-4
@@ -67,6 +69,8 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"frames_window is {self.frames_window}; allowed: (fewest, most) with 3 <= fewest <= most")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate:g}; allowed: more than 0")
+        if "perceptual" in dict(loss_terms(self.loss)):
+            raise ValueError(f"loss is {self.loss!r}; allowed: what needs no weights of its own, so not perceptual")
         Stage(share=1, patches=self.patches, side_px=self.side_px)
 
     @property
@@ -79,6 +83,7 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return TrainConfig(
             steps=steps,
             stages=(Stage(share=1, patches=self.patches, side_px=self.side_px),),
+            loss=self.loss,
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             warmup_steps=min(100, steps // 10),

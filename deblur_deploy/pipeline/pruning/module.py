@@ -16,7 +16,7 @@ import msgspec
 import torch
 from torch import nn
 
-from deblur_deploy.errors import DeblurError, InputError
+from deblur_deploy.errors import DeblurError, InputError, one_line
 from deblur_deploy.evaluation.quality import Pair, psnr
 from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.convention import Convention, Reference
@@ -80,8 +80,13 @@ def prune_module(
     called = f"{source.name}, pruned,"
     smaller = of_module(small, source.name, called, wish, pairs.images, path=source.path, known=how)
     file = work / MODULE
-    example = torch.rand(1, 3, job.side, job.side)
-    torch.export.save(torch.export.export(small, (example,), dynamic_shapes=(_sizes(how),)), file)
+    # No square, which a network may take another road for.
+    example = torch.rand(1, 3, job.side, job.side + how.divisor)
+    try:
+        torch.export.save(torch.export.export(small, (example,), dynamic_shapes=(_sizes(how),)), file)
+    except Exception as error:  # the ONNX export, which has more ways than this one, has worked
+        on_progress(f"note: no {MODULE} in the bundle: {one_line(error)}")
+        return Smaller(source=smaller, record=record)
     return Smaller(source=smaller, record={**record, "checkpoint": MODULE, "sha256": smaller.parent}, file=file)
 
 
