@@ -17,15 +17,8 @@ from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.int8.calibrate import find_ranges, run_body
 from deblur_deploy.pipeline.int8.quantize import layer_name, layers, quantize_body
 from deblur_deploy.pipeline.int8.quantizer import Quantizer
-from deblur_deploy.pipeline.int8.rounding import (
-    Weights,
-    _columns,
-    _Reading,
-    input_moments,
-    round_weights,
-    rounded_weights,
-    with_weights,
-)
+from deblur_deploy.pipeline.int8.rounding import Weights, _columns, input_moments, round_weights, rounded_weights
+from deblur_deploy.pipeline.nodes import with_constants
 from tests.photos import photo
 from tests.small import CONFIGS, body, exporter
 from tests.test_graph import LAYOUTS
@@ -37,6 +30,10 @@ def in_pairs(whole: np.ndarray) -> np.ndarray:
     """The sums of the absolute values of the weights that are multiplied together: channels last, two by two."""
     last = np.abs(whole.transpose(0, 2, 3, 1).reshape(len(whole), -1))
     return np.pad(last, ((0, 0), (0, last.shape[1] % 2))).reshape(len(whole), -1, 2).sum(2)
+
+
+def values_of(weights: Weights) -> dict[str, np.ndarray]:
+    return {name: of.values for name, of in weights.items()}
 
 
 def nearest(weights: np.ndarray) -> np.ndarray:
@@ -108,7 +105,7 @@ def test_who_quantizes_them_rounds_nothing_more(name: str, layout: Layout) -> No
     weights = rounded_weights(body(name, layout), input_moments(body(name, "rows"), TILES, CONFIGS[name].stem))
     ranges = find_ranges(body(name, layout), TILES, CONFIGS[name].stem, ["Conv"], "minmax")
     steps = {of: weights[of].step for of in weights}
-    quantized = quantize_body(with_weights(body(name, layout), weights), ranges, ["Conv"], steps=steps)
+    quantized = quantize_body(with_constants(body(name, layout), values_of(weights)), ranges, ["Conv"], steps=steps)
     constants = {value.name: numpy_helper.to_array(value) for value in quantized.graph.initializer}
     assert {layer_name(weight) for weight in weights} == {*layers(body(name, layout))}
     for weight, of in weights.items():
@@ -126,7 +123,7 @@ def test_the_network_errs_less_than_with_weights_rounded_to_the_nearest(name: st
     def error(weights: Weights) -> float:
         results = [
             [seen[output] for seen in run_body(model, unseen, stem, {output})]
-            for model in (plain, with_weights(plain, weights))
+            for model in (plain, with_constants(plain, values_of(weights)))
         ]
         return float(np.square(np.subtract(*results)).mean())
 
@@ -144,8 +141,7 @@ def test_moments_are_those_of_what_a_convolution_reads(
     conv = torch.nn.Conv2d(6, 12, kernel, stride, padding, dilation, groups, bias=False)
     attributes = {"group": groups, "strides": [stride] * 2, "dilations": [dilation] * 2, "pads": [padding] * 4}
     node = helper.make_node("Conv", ["values", "weight"], ["given"], **attributes)
-    how = _Reading.of(node, tuple(conv.weight.shape[2:]))  # type: ignore[arg-type]
-    columns = _columns(values.numpy(), how, 1000, np.random.default_rng(1))
+    columns = _columns(values.numpy(), node, tuple(conv.weight.shape[2:]), 1000, np.random.default_rng(1))
     expected = conv(values)[0].flatten(1)
     found = (conv.weight.reshape(groups, 12 // groups, -1) @ torch.from_numpy(columns)).flatten(0, 1)
     torch.testing.assert_close(found.sort(1).values, expected.sort(1).values)
@@ -153,9 +149,10 @@ def test_moments_are_those_of_what_a_convolution_reads(
 
 def test_moments_are_those_of_what_a_matrix_reads() -> None:
     values = np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32)
-    columns = _columns(values, _Reading(source="", matrix=True), 1000, np.random.default_rng(1))
+    node = helper.make_node("MatMul", ["values", "weight"], ["given"])
+    columns = _columns(values, node, (), 1000, np.random.default_rng(1))
     np.testing.assert_allclose(columns[0] @ columns[0].T, np.einsum("abci,abcj->ij", values, values), rtol=1e-5)
-    assert _columns(values, _Reading(source="", matrix=True), 10, np.random.default_rng(1)).shape == (1, 6, 10)
+    assert _columns(values, node, (), 10, np.random.default_rng(1)).shape == (1, 6, 10)
 
 
 def test_layers_in_float_keep_their_weights(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from deblur_deploy.pipeline.graph import CORRECTION, export_body
 from deblur_deploy.pipeline.int8.calibrate import ranges_of_each, run_body, spanning, to_blocks
 from deblur_deploy.pipeline.int8.concat import joined, tied
 from deblur_deploy.pipeline.int8.quantize import quantize_body
-from deblur_deploy.pipeline.int8.tuning import _FakeQuantized, _Rounded, tuned, with_biases
+from deblur_deploy.pipeline.int8.tuning import _FakeQuantized, _Rounded, tuned
+from deblur_deploy.pipeline.nodes import with_constants
 from deblur_deploy.pipeline.rows import in_rows
 from tests.photos import photo
 from tests.small import CONFIGS, unet
@@ -34,6 +35,10 @@ def quantized(plain, ranges, residual):
     weights = {one.name: to_array(one) for one in plain.graph.initializer if one.name in read}
     steps = {name: np.abs(weight).max((1, 2, 3)) / np.float32(63) + 1e-12 for name, weight in weights.items()}
     return quantize_body(plain, joined(plain, ranges), OPS, steps=steps, residual=residual)
+
+
+def with_biases(plain, found):
+    return with_constants(plain, {f"{layer}.bias": of for layer, of in found.biases.items()})
 
 
 @cache
@@ -67,10 +72,10 @@ def test_no_share_of_the_tiles_comes_as_near_to_fp32(name):
     assert set(found.ranges) >= {"relu", "cat"}
     assert CORRECTION not in found.ranges
     ranges = TensorsData(CalibrationMethod.MinMax, spans)
-    best = error(quantized(with_biases(plain, found.biases), ranges, residual))
+    best = error(quantized(with_biases(plain, found), ranges, residual))
     assert best < 0.97 * min(errors)
     # The other layout has other operations, and the same arithmetic.
-    rows, _ = in_rows(with_biases(plain, found.biases), 64)
+    rows, _ = in_rows(with_biases(plain, found), 64)
     spans = {name: of.range_value for name, of in spanning(ranges_of_each(rows, TILES, stem, OPS), 0.7).items()}
     ranges = TensorsData(CalibrationMethod.MinMax, spans | found.ranges)
     assert error(quantized(rows, ranges, residual)) == pytest.approx(best, rel=0.03)

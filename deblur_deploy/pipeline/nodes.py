@@ -58,10 +58,10 @@ def set_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
     model.graph.node.extend(copies)
 
 
-def drop_constants(model: ModelProto, needed: Iterable[str], *, others: bool = False) -> None:
-    """Keep, in place, the constants called ``needed``; with ``others``, all but these."""
+def drop_constants(model: ModelProto, needed: Iterable[str]) -> None:
+    """Keep, in place, the constants called ``needed``."""
     names = set(needed)
-    kept = [value for value in model.graph.initializer if (value.name in names) != others]
+    kept = [value for value in model.graph.initializer if value.name in names]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
 
@@ -77,6 +77,16 @@ def drop_dead(model: ModelProto) -> None:
     drop_constants(model, needed)
 
 
+def with_constants(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> ModelProto:
+    """``model`` with other values for the constants that ``values`` names."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    for value in result.graph.initializer:
+        if value.name in values:
+            value.CopyFrom(numpy_helper.from_array(values[value.name], value.name))
+    return result
+
+
 def names_read(node: NodeProto) -> set[str]:
     """What ``node`` reads, its branches and loops included."""
     found = set(node.input)
@@ -90,6 +100,7 @@ def names_read(node: NodeProto) -> set[str]:
 def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto], added: Mapping[str, NDArray[Any]]) -> None:
     """Let ``nodes`` be those of ``model``, with constants ``added``, in place; what nothing needs then goes."""
     set_nodes(model, nodes)
+    drop_constants(model, {value.name for value in model.graph.initializer} - {*added})
     model.graph.initializer.extend(
         numpy_helper.from_array(np.ascontiguousarray(of), name) for name, of in added.items()
     )

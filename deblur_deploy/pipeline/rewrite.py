@@ -23,7 +23,6 @@ from deblur_deploy.pipeline.nodes import (
     OnnxRunner,
     attributes,
     constants_of,
-    drop_constants,
     drop_dead,
     makers_of,
     renamed,
@@ -287,7 +286,6 @@ def _name_layers(body: ModelProto) -> None:
             if place < len(node.input) and node.input[place] in constants:
                 copy.input[place] = f"{layer}.{kind}"
                 added[copy.input[place]] = constants[node.input[place]]
-    drop_constants(body, added, others=True)
     replace_nodes(body, nodes, added)
 
 

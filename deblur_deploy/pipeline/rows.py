@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
 from deblur_deploy.pipeline.graph import BLOCKS
-from deblur_deploy.pipeline.nodes import attributes, constants_of, drop_constants, makers_of, replace_nodes
+from deblur_deploy.pipeline.nodes import attributes, constants_of, makers_of, replace_nodes
 
 
 def in_rows(body: ModelProto, multiple: int) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
@@ -59,7 +59,6 @@ def in_rows(body: ModelProto, multiple: int) -> tuple[ModelProto, dict[str, NDAr
             added[name] = constants[name][order]
         nodes += _runs(node, scales[node.input[0]], side, width, added)
     result = copy.deepcopy(body)
-    drop_constants(result, added, others=True)
     replace_nodes(result, nodes, added)
     return result, orders
 

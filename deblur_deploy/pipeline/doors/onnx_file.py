@@ -143,8 +143,8 @@ def _tidy(model: ModelProto) -> None:
         del node.metadata_props[:]
 
 
-def image_input(model: ModelProto, name: str) -> tuple[str, list[PlaneOrder], bool]:
-    """Name of the only input, the layouts that it may have, and whether it takes bytes; its sizes become free.
+def image_input(model: ModelProto, name: str) -> tuple[list[PlaneOrder], bool]:
+    """The layouts that the only input may have, and whether it takes bytes; its sizes become free.
 
     Raises InputError if it is no image.
     """
@@ -164,7 +164,7 @@ def image_input(model: ModelProto, name: str) -> tuple[str, list[PlaneOrder], bo
     if len(layouts) == 2 and dims and (dims[1] == 3) != (dims[3] == 3):
         layouts = ["nchw"] if dims[1] == 3 else ["nhwc"]
     _free_sizes(value)
-    return value.name, layouts, kind == TensorProto.UINT8
+    return layouts, kind == TensorProto.UINT8
 
 
 def _free_sizes(value: ValueInfoProto) -> None:

@@ -8,7 +8,6 @@ option overrules it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import msgspec
@@ -28,14 +27,6 @@ _CLEARLY_DB, _WRONG_DB = 1.0, 3.0
 fed as it should be does not fall; and how far one does that is fed wrongly."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recognised:
-    """What was found out, and what there is to say about it."""
-
-    convention: Convention
-    notes: tuple[str, ...] = ()
-
-
 def recognise(
     run: Runner,
     name: str,
@@ -45,8 +36,8 @@ def recognise(
     layouts: Sequence[PlaneOrder] = ("nchw",),
     takes_bytes: bool = False,
     guess: bool = True,
-) -> Recognised:
-    """How the network ``run``, which messages call ``name``, takes images.
+) -> tuple[Convention, tuple[str, ...]]:
+    """How the network ``run``, which messages call ``name``, takes images; and what there is to say about it.
 
     ``layouts`` are those that it may have, ``pairs`` are photographs to guess on, ``guess`` is False where range and
     colours are known.  Raises InputError that says what it takes or gives, if that is not images.
@@ -71,7 +62,7 @@ def recognise(
         notes.append(f"of the outputs {', '.join(outputs)}, {how.output} is taken; --output names another")
     if not how.any_batch:
         notes.append("it takes one image at a time, and so do the files")
-    return Recognised(convention=how, notes=tuple(notes))
+    return how, tuple(notes)
 
 
 class _Trial:

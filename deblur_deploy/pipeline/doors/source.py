@@ -122,15 +122,13 @@ def _is_ours(path: Path) -> bool:
 
 
 def _onnx(path: Path, wish: NetworkConfig, pairs: Photos[Pair]) -> Source:
-    def raw() -> tuple[ModelProto, list[str]]:
-        from deblur_deploy.pipeline.doors.onnx_file import read_onnx
-
-        return read_onnx(path)
-
     def prepare() -> Prepared:
         import onnx
 
+        from deblur_deploy.pipeline.doors.onnx_file import image_input, read_onnx
         from deblur_deploy.pipeline.doors.own import own_body
+        from deblur_deploy.pipeline.doors.recognise import recognise
+        from deblur_deploy.pipeline.nodes import OnnxRunner
 
         try:
             mine = own_body(onnx.load(path, load_external_data=False), path)
@@ -141,7 +139,11 @@ def _onnx(path: Path, wish: NetworkConfig, pairs: Photos[Pair]) -> Source:
         if mine:
             body, network, how = mine
             return Prepared(body=body, network=network, convention=how, notes=(f"{path.name} is a file of ours",))
-        return _prepared_onnx(*raw(), str(path), wish, pairs.images)
+        name, (model, notes) = str(path), read_onnx(path)
+        layouts, takes_bytes = image_input(model, name)
+        run = OnnxRunner(model, name)
+        found, said = recognise(run, name, wish, pairs.images, layouts=layouts, takes_bytes=takes_bytes)
+        return prepared(model, found, (*notes, *said), name)
 
     def runner() -> Runner:
         import onnx
@@ -178,19 +180,6 @@ def _hash(path: Path) -> str:
         return whole
     named = [f"{other.name} {sha256(other)}" for other in data]
     return hashlib.sha256("".join([whole, *named]).encode()).hexdigest()
-
-
-def _prepared_onnx(
-    model: ModelProto, notes: Sequence[str], name: str, wish: NetworkConfig, pairs: Sequence[Pair]
-) -> Prepared:
-    from deblur_deploy.pipeline.doors.onnx_file import image_input
-    from deblur_deploy.pipeline.doors.recognise import recognise
-    from deblur_deploy.pipeline.nodes import OnnxRunner
-
-    _, layouts, takes_bytes = image_input(model, name)
-    run = OnnxRunner(model, name)
-    found = recognise(run, name, wish, pairs, layouts=layouts, takes_bytes=takes_bytes)
-    return prepared(model, found.convention, (*notes, *found.notes), name)
 
 
 def prepared(model: ModelProto, convention: Convention, notes: Sequence[str], name: str) -> Prepared:
@@ -240,20 +229,20 @@ def of_module(
     """
     from deblur_deploy.pipeline.doors.module import ModuleRunner, exported
     from deblur_deploy.pipeline.doors.onnx_file import plain
-    from deblur_deploy.pipeline.doors.recognise import Recognised, recognise
+    from deblur_deploy.pipeline.doors.recognise import recognise
 
     run = ModuleRunner(module)
-    found = Recognised(convention=known) if known else recognise(run, called, wish, pairs, guess=path is None)
-    model, more = plain(exported(module, called, found.convention), called)
+    found, told = (known, ()) if known else recognise(run, called, wish, pairs, guess=path is None)
+    model, more = plain(exported(module, called, found), called)
     digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    said = (*notes, *found.notes, *more)
+    said = (*notes, *told, *more)
     return Source(
         kind="weights" if path else "module",
         name=name,
         parent=parent or digest,
         path=path,
-        prepare=lambda: prepared(model, found.convention, said, called),
+        prepare=lambda: prepared(model, found, said, called),
         runner=lambda: run,
         module=module,
-        convention=found.convention,
+        convention=found,
     )

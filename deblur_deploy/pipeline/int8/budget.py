@@ -24,8 +24,8 @@ from deblur_deploy.pipeline.int8.sensitivity import Sensitivity
 from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.stages import Progress
 
-_MOST_WORK = 2e12
-"""Multiplications that one pass over the calibration tiles may take: some twenty seconds of two cores."""
+_MOST_WORK = 5e11
+"""Multiplications that one of several passes over the calibration tiles may take: some fifteen seconds of two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,7 +177,8 @@ def spanning(each: Sequence[TensorsData], share: float | Mapping[str, float]) ->
 def _calibrator(
     body: ModelProto, op_types: Sequence[str], kind: CalibrationMethod, options: dict[str, bool]
 ) -> Iterator[Any]:
-    with tempfile.TemporaryDirectory(prefix="deblur-ranges-") as folder, redirected():
+    # Standard output is for results: what libraries print about their progress goes to standard error.
+    with tempfile.TemporaryDirectory(prefix="deblur-ranges-") as folder, contextlib.redirect_stdout(sys.stderr):
         source = Path(folder, "body.onnx")
         onnx.save(body, source)
         yield create_calibrator(source, op_types, str(source.with_stem("augmented")), kind, extra_options=options)
@@ -188,13 +189,6 @@ def _checked(ranges: TensorsData) -> TensorsData:
         if not np.all(np.isfinite(data.range_value)):
             raise InputError(f"activation {name} is not finite on the calibration photographs; the weights are broken")
     return ranges
-
-
-@contextlib.contextmanager
-def redirected() -> Iterator[None]:
-    """Standard output is for results: what libraries print about their progress goes to standard error."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def run_body(

@@ -25,7 +25,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.quantize import layer_name
-from deblur_deploy.pipeline.nodes import attributes, drop_constants
+from deblur_deploy.pipeline.nodes import attributes, replace_nodes
 
 Scales = dict[str, NDArray[np.float32]]
 """Range of each channel, by layer."""
@@ -171,10 +171,10 @@ def equalized(body: ModelProto, ranges: Mapping[str, NDArray[np.float32]]) -> Mo
             else:
                 weights[reader][:, first : first + len(scale)] *= scale[:, None, None]
     # Each has constants of its own, since the exporter shares those that are equal.
-    old = {name for node in layers.values() for name in node.input[1:3]}
-    drop_constants(result, old, others=True)
+    constants: dict[str, NDArray[np.float32]] = {}
     for layer, node in layers.items():
-        constant = {f"{layer}.{kind}": of[layer] for kind, of in (("weight", weights), ("bias", biases)) if layer in of}
-        node.input[1:] = list(constant)
-        result.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constant.items())
+        mine = {f"{layer}.{kind}": of[layer] for kind, of in (("weight", weights), ("bias", biases)) if layer in of}
+        node.input[1:] = list(mine)
+        constants |= mine
+    replace_nodes(result, result.graph.node, constants)
     return result

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import MappingProxyType
 
 import numpy as np
@@ -22,7 +23,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from deblur_deploy.errors import InputError
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE, CORRECTION
-from deblur_deploy.pipeline.int8.calibrate import redirected, to_blocks
+from deblur_deploy.pipeline.int8.calibrate import to_blocks
 from deblur_deploy.pipeline.nodes import set_nodes
 from deblur_deploy.pipeline.rewrite import LAYERS
 
@@ -145,7 +146,7 @@ def quantize_with_nncf(body: ModelProto, tiles: Sequence[Image], stem: int) -> M
         raise InputError("int8.nncf needs NNCF: pip install 'deblur-deploy[peers]'") from None
     dataset = nncf.Dataset([{BLOCKS: to_blocks(tile, stem)} for tile in tiles])
     careful = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
-    with quiet(), redirected():
+    with quiet(), redirect_stdout(sys.stderr):
         result: ModelProto = nncf.quantize(
             copy.deepcopy(body), dataset, subset_size=len(tiles), advanced_parameters=careful
         )

@@ -21,8 +21,9 @@ from deblur_deploy.pipeline.int8.concat import joined, tied
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
 from deblur_deploy.pipeline.int8.probe import int8_ops
 from deblur_deploy.pipeline.int8.quantize import layer_name, quantize_body, quantize_with_nncf
-from deblur_deploy.pipeline.int8.rounding import Weights, input_moments, rounded_weights, with_weights
-from deblur_deploy.pipeline.int8.tuning import Tuned, affordable, tuned, with_biases
+from deblur_deploy.pipeline.int8.rounding import Weights, input_moments, rounded_weights
+from deblur_deploy.pipeline.int8.tuning import Tuned, affordable, tuned
+from deblur_deploy.pipeline.nodes import with_constants
 from deblur_deploy.pipeline.rewrite import LAYERS
 from deblur_deploy.pipeline.rows import in_rows
 
@@ -147,7 +148,10 @@ class Quantizer:
         in_float: Sequence[str] = (),
         only: Collection[str] | None = None,
     ) -> ModelProto:
-        body = with_biases(with_weights(self.plain("planes"), weights), biases)
+        values = {name: of.values for name, of in weights.items()} | {
+            f"{layer}.bias": of for layer, of in biases.items()
+        }
+        body = with_constants(self.plain("planes"), values)
         steps = {name: of.step for name, of in weights.items()}
         if layout == "rows":
             body, orders = in_rows(body, self.network.multiple)

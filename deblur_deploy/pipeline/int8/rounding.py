@@ -13,14 +13,15 @@ Source: Frantar et al., GPTQ (2023), here for convolutions and 8 bits; the colum
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto
 
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.int8.calibrate import run_body
@@ -46,6 +47,8 @@ Moments = Mapping[str, NDArray[np.floating[Any]]]
 
 _MOST, _MOST_OF_PAIR = 127, 128
 """Of the absolute values of a weight, and of two: 128 times the largest uint8 fits into 16 bits."""
+_BLOCK = 64
+"""Columns that are rounded before all others hear of it."""
 _DAMPING = 0.01
 """Added to the diagonal of the moments, as a share of its mean: what the tiles do not show may still occur."""
 _PLACES, _PLACES_PER_INPUT = 256, 4
@@ -56,79 +59,54 @@ _LARGE = 2304
 """Inputs of an output beyond which moments are held and looked at more sparingly."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """How one layer reads its input."""
-
-    source: str
-    groups: int = 1
-    kernel: tuple[int, int] = (1, 1)
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    matrix: bool = False
-
-    @classmethod
-    def of(cls, node: NodeProto, kernel: tuple[int, int]) -> _Reading:
-        if node.op_type == "MatMul":
-            return cls(source=node.input[0], matrix=True)
-        about = attributes(node)
-        return cls(
-            source=node.input[0],
-            groups=about.get("group", 1),
-            kernel=kernel,
-            strides=tuple(about.get("strides", (1, 1))),
-            dilations=tuple(about.get("dilations", (1, 1))),
-            pads=tuple(about.get("pads", (0, 0, 0, 0))),
-        )
-
-
 def input_moments(body: ModelProto, tiles: Sequence[Image], stem: int) -> Moments:
     """The moments of what each layer of ``body`` (fp32) reads, at random places of ``tiles``."""
-    weights, readings = _weights(body), _readings(body)
+    weights, readers = _weights(body), _readers(body)
     sizes = {name: values[0].size for name, values in weights.items()}
     moments = {
-        name: np.zeros((readings[name].groups, size, size), np.float32 if size > _LARGE else np.float64)
+        name: np.zeros((_groups(readers[name]), size, size), np.float32 if size > _LARGE else np.float64)
         for name, size in sizes.items()
     }
     rng = np.random.default_rng(0)
-    for seen in run_body(body, tiles, stem, {reading.source for reading in readings.values()}):
-        for name, reading in readings.items():
+    for seen in run_body(body, tiles, stem, {reader.input[0] for reader in readers.values()}):
+        for name, reader in readers.items():
             count = -(-_PLACES_PER_INPUT * sizes[name] // len(tiles))
             if sizes[name] <= _LARGE:
                 count = max(_PLACES, count)
-            columns = _columns(seen[reading.source], reading, count, rng)
+            columns = _columns(seen[reader.input[0]], reader, weights[name].shape[2:], count, rng)
             moments[name] += columns @ columns.transpose(0, 2, 1) / (columns.shape[2] * len(tiles))
     return {layer_name(name): moment[0] if len(moment) == 1 else moment for name, moment in moments.items()}
 
 
-def _columns(batch: NDArray[np.float32], how: _Reading, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(groups, channels x height x width, at most ``count``): what a layer reads at random places of (1, C, H, W)."""
-    if how.matrix:
+def _groups(node: NodeProto) -> int:
+    return int(attributes(node).get("group", 1))
+
+
+def _columns(
+    batch: NDArray[np.float32], node: NodeProto, kernel: tuple[int, ...], count: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """(groups, channels x height x width, at most ``count``): what ``node`` reads at random places of (1, C, H, W)."""
+    if node.op_type == "MatMul":
         rows = batch.reshape(-1, batch.shape[-1])
         return np.ascontiguousarray(rows[rng.permutation(len(rows))[:count]].T)[None]
-    values, (high, wide), pads = batch[0], how.kernel, how.pads
-    padded = np.pad(values, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
-    # Places of the output, as the kernel steps over the padded input.
-    spans = [(side - 1) * step + 1 for side, step in zip(how.kernel, how.dilations, strict=True)]
-    tall, broad = (
-        (size - span) // stride + 1 for size, span, stride in zip(padded.shape[1:], spans, how.strides, strict=True)
-    )
-    chosen = rng.permutation(tall * broad)[:count]
-    y, x = np.divmod(chosen, broad)
-    y, x = y * how.strides[0], x * how.strides[1]
-    taps = [padded[:, y + i * how.dilations[0], x + j * how.dilations[1]] for i in range(high) for j in range(wide)]
-    return np.stack(taps, axis=1).reshape(how.groups, -1, len(chosen))
+    about = attributes(node)
+    (down, right), (tall, wide) = about.get("strides", (1, 1)), about.get("dilations", (1, 1))
+    top, left, bottom, end = about.get("pads", (0, 0, 0, 0))
+    padded = np.pad(batch[0], ((0, 0), (top, bottom), (left, end)))
+    spans = [(side - 1) * step + 1 for side, step in zip(kernel, (tall, wide), strict=True)]
+    views = sliding_window_view(padded, spans, axis=(1, 2))[:, ::down, ::right, ::tall, ::wide]
+    y, x = np.divmod(rng.permutation(views.shape[1] * views.shape[2])[:count], views.shape[2])
+    return views[:, y, x].transpose(0, 2, 3, 1).reshape(_groups(node), -1, len(y))
 
 
-def _readings(body: ModelProto) -> dict[str, _Reading]:
-    """How each layer reads, by the name of its weights."""
+def _readers(body: ModelProto) -> dict[str, NodeProto]:
+    """The layers whose weights are rounded here, by the name of the weights."""
     shapes = {value.name: tuple(value.dims) for value in body.graph.initializer}
-    found = {}
-    for node in body.graph.node:
-        if node.op_type in ("Conv", "MatMul") and node.input[1] in shapes and layered(node, shapes):
-            found[node.input[1]] = _Reading.of(node, shapes[node.input[1]][2:] or (1, 1))
-    return found
+    return {
+        node.input[1]: node
+        for node in body.graph.node
+        if node.op_type in ("Conv", "MatMul") and node.input[1] in shapes and layered(node, shapes)
+    }
 
 
 def layered(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -141,30 +119,23 @@ def _weights(body: ModelProto) -> dict[str, NDArray[np.float32]]:
     """(outputs, inputs, height, width) of every layer, by the name of the constant."""
     constants = constants_of(body)
     return {
-        name: constants[name].T[:, :, None, None] if reading.matrix else constants[name]
-        for name, reading in _readings(body).items()
+        name: constants[name].T[:, :, None, None] if reader.op_type == "MatMul" else constants[name]
+        for name, reader in _readers(body).items()
     }
 
 
 def rounded_weights(body: ModelProto, moments: Moments | None) -> Weights:
     """The weights of the layers of ``body`` (fp32) on the int8 grid; each to the nearest without ``moments``."""
-    readings, found = _readings(body), {}
+    readers, found = _readers(body), {}
     for name, values in _weights(body).items():
         seen = np.eye(values[0].size) if moments is None else moments[layer_name(name)]
         parts = np.split(values, len(seen)) if seen.ndim == 3 else [values]
         rounded = [round_weights(part, of) for part, of in zip(parts, seen if seen.ndim == 3 else [seen], strict=True)]
         whole, step = (np.concatenate([getattr(one, key) for one in rounded]) for key in ("values", "step"))
-        found[name] = OnGrid(values=whole[:, :, 0, 0].T.copy() if readings[name].matrix else whole, step=step)
+        found[name] = OnGrid(
+            values=whole[:, :, 0, 0].T.copy() if readers[name].op_type == "MatMul" else whole, step=step
+        )
     return found
-
-
-def with_weights(body: ModelProto, weights: Weights) -> ModelProto:
-    """``body`` with other values for the constants that ``weights`` names."""
-    result = copy.deepcopy(body)
-    for value in result.graph.initializer:
-        if value.name in weights:
-            value.CopyFrom(numpy_helper.from_array(weights[value.name].values, value.name))
-    return result
 
 
 def partners(shape: tuple[int, ...]) -> NDArray[np.intp]:
@@ -193,14 +164,21 @@ def round_weights(weights: NDArray[np.float32], moments: NDArray[np.floating[Any
     step[step == 0] = 1
     damping = _DAMPING * np.diag(moments).mean() + np.finfo(np.float32).tiny
     order = np.argsort(-np.diag(moments), kind="stable")
-    inverse = np.linalg.inv(moments[np.ix_(order, order)] + damping * np.eye(len(order)))
+    seen = torch.from_numpy(moments[np.ix_(order, order)] + damping * np.eye(len(order)))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(seen))
     # Row i tells how the weights from i on make up for an error in weight i.
-    shares = np.linalg.cholesky(inverse).T
+    shares = torch.linalg.cholesky(inverse, upper=True).numpy()
     left, whole = rows[:, order].astype(np.float64), np.zeros_like(rows)
-    for i, column in enumerate(order):
-        taken = 0 if alone[column] else np.abs(whole[:, partner[column]])
-        most = np.minimum(_MOST, _MOST_OF_PAIR - taken)
-        whole[:, column] = np.clip(np.rint(left[:, i] / step), -most, most)
-        error = (left[:, i] - whole[:, column] * step) / shares[i, i]
-        left[:, i:] -= np.outer(error, shares[i, i:])
+    for first in range(0, len(order), _BLOCK):
+        # What lies behind a block hears of its errors all at once: the same sums, as one product of matrices.
+        last = min(first + _BLOCK, len(order))
+        errors = np.empty((len(rows), last - first))
+        for i in range(first, last):
+            column = order[i]
+            taken = 0 if alone[column] else np.abs(whole[:, partner[column]])
+            most = np.minimum(_MOST, _MOST_OF_PAIR - taken)
+            whole[:, column] = np.clip(np.rint(left[:, i] / step), -most, most)
+            error = errors[:, i - first] = (left[:, i] - whole[:, column] * step) / shares[i, i]
+            left[:, i:last] -= np.outer(error, shares[i, i:last])
+        left[:, last:] -= errors @ shares[first:last, last:]
     return OnGrid(values=(whole * step[:, None]).reshape(weights.shape), step=step)

@@ -13,7 +13,6 @@ Source: Esser et al., Learned Step Size Quantization (2020); biases as in Nagel 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 from torch import Tensor
 
 from deblur_deploy.media.images import Image
@@ -42,8 +41,8 @@ _ROOM, _ROOM_COST, _ROOM_RUNS, _ROOM_TILES = 2.0, 0.1, 600, 16
 most, and at once."""
 _LEVEL = 1 / 255
 _MOST = 255
-_WORK = 2e13
-"""Multiplications that tuning may take: about ten minutes of two cores."""
+_WORK = 5e12
+"""Multiplications that tuning may take: some minutes of two cores."""
 _LEAST_PX = 64
 
 
@@ -218,13 +217,3 @@ class _Rounded(torch.autograd.Function):
         inside = (steps - whole).abs() <= 0.5
         towards = torch.where(inside, whole - steps, whole)
         return gradient * inside, (gradient * towards).sum(), None
-
-
-def with_biases(body: ModelProto, biases: Mapping[str, NDArray[np.float32]]) -> ModelProto:
-    """``body``, in planes, with other biases."""
-    result = copy.deepcopy(body)
-    for value in result.graph.initializer:
-        layer = value.name.removesuffix(".bias")
-        if layer != value.name and layer in biases:
-            value.CopyFrom(numpy_helper.from_array(biases[layer], value.name))
-    return result

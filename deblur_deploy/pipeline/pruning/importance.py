@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -84,15 +83,6 @@ def _activation(channels: Channels, samples: Samples) -> dict[str, Tensor]:
     return found
 
 
-@dataclass(frozen=True)
-class Block:
-    """The least important channels of a group that is brought to its next allowed width."""
-
-    group: str
-    width: int
-    """Of the group, afterwards."""
-
-
 def allowed_widths(width: int, multiple: int) -> list[int]:
     """Widths that a group of ``width`` may get, from high to low: multiples of ``multiple``.
 
@@ -105,8 +95,8 @@ def allowed_widths(width: int, multiple: int) -> list[int]:
 
 def order(
     channels: Channels, scores: Mapping[str, Tensor], multiple: int, target: Target, balance: float = 0.0
-) -> list[Block]:
-    """All blocks in the order in which they go, down to the smallest network.
+) -> list[tuple[str, int]]:
+    """Blocks of channels in the order in which they go, down to the smallest network: the group, and its width then.
 
     The next to go is the block that loses the least importance for the ``target`` that it saves, over all layers.  A
     layer waits, though, rather than keep less than ``balance`` of the share that the fullest layer keeps: importance
@@ -117,7 +107,7 @@ def order(
     alive = {name: max(1, int((values > 0).sum())) for name, values in scores.items()}
     widths = {name: group.width for name, group in channels.groups.items()}
     left = {name: allowed_widths(width, multiple) for name, width in widths.items()}
-    blocks: list[Block] = []
+    blocks: list[tuple[str, int]] = []
     while shrinkable := [name for name, narrower in left.items() if narrower]:
         now = channels.cost(widths)[which]
         kept = {name: min(1.0, widths[name] / alive[name]) for name in shrinkable}
@@ -132,7 +122,7 @@ def order(
         # A narrow layer shrinks by a large share at once; the fullest may always, or none could.
         name = min(balanced or [name for name in shrinkable if kept[name] == fullest], key=price)
         widths[name] = left[name].pop(0)
-        blocks.append(Block(name, widths[name]))
+        blocks.append((name, widths[name]))
     return blocks
 
 

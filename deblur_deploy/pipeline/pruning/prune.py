@@ -25,8 +25,8 @@ class Plan:
         self._whole = self._cost({})
         self.path: list[dict[str, int]] = [{}]
         """Widths of the groups that shrank, from the whole network to the smallest, one block of channels a step."""
-        for block in order(channels, self.scores, config.multiple, self.target, config.balance):
-            self.path.append(self.path[-1] | {block.group: block.width})
+        for group, width in order(channels, self.scores, config.multiple, self.target, config.balance):
+            self.path.append(self.path[-1] | {group: width})
 
     def share(self, widths: Mapping[str, int]) -> float:
         """What a network of these widths keeps of the target's cost."""
