@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deblur_deploy.errors import InputError, MissingFileError
 from deblur_deploy.training import losses
+from deblur_deploy.training.config import LOSS_NAMES
 from deblur_deploy.training.losses import LOSSES, Perceptual, parse_loss
 from tests.photos import photo
 
@@ -114,3 +115,7 @@ def test_bad_vgg_weights_are_named(tmp_path: Path) -> None:
         torch.save(weights, tmp_path / f"{name}.pth")
         with pytest.raises(InputError, match="VGG19"):
             parse_loss("perceptual=1", tmp_path / f"{name}.pth")
+
+
+def test_a_config_knows_every_loss() -> None:
+    assert {*LOSS_NAMES} == {*LOSSES, "perceptual"}

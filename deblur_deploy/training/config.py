@@ -19,12 +19,12 @@ Precision = Literal["auto", "fp32", "bf16"]
 """Arithmetic of forward and backward passes; see ``uses_bf16``."""
 
 
-LOSSES = ("mse", "l1", "charbonnier", "psnr", "ssim", "fft", "perceptual")
+LOSS_NAMES = ("mse", "l1", "charbonnier", "psnr", "ssim", "fft", "perceptual")
 """What a loss is a weighted sum of; see ``training.losses``."""
 
 
 def loss_terms(text: str) -> list[tuple[str, float]]:
-    """Names and weights of ``text``, as in "l1=1,fft=0.05"; raises InputError for another name or a weight below 0."""
+    """Names and weights of ``text``, as in "l1=1,fft=0.05"; raises InputError else."""
     terms = []
     for term in text.split(","):
         name, _, weight = term.strip().partition("=")
@@ -32,8 +32,8 @@ def loss_terms(text: str) -> list[tuple[str, float]]:
             value = float(weight or 1)
         except ValueError:
             value = -1
-        if name not in LOSSES:
-            raise InputError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
+        if name not in LOSS_NAMES:
+            raise InputError(f"unknown loss {name!r}; choose from {', '.join(LOSS_NAMES)}")
         if not 0 < value < float("inf"):
             raise InputError(f"loss {term.strip()!r} has no positive weight; write it as {name}=0.5")
         terms.append((name, value))
