@@ -3,8 +3,9 @@
     python benchmarks/networks.py --networks nafnet drunet
     python benchmarks/networks.py --networks path/to/maxim.onnx --json networks.json
 
-``nafnet`` is NAFNet-32 and ``drunet`` DRUNet, by spandrel, with random weights (extra ``networks``), so that dB against
-fp32 and latency mean something and PSNR does not; ``small`` are both in a size that takes seconds.  Anything else is a
+``nafnet`` is NAFNet-32 and ``drunet`` DRUNet, by spandrel (extra ``networks``), ``restormer`` and ``mprnet`` are of
+spandrel_extra_arches; all with random weights, so that dB against fp32 and latency mean something and PSNR does not;
+``small`` is each in a size that takes seconds.  Anything else is a
 file or package.module:build for deblur-export.  Every row is read from the bundle that comes out; beside it stand
 ONNX Runtime's quantization with its defaults and, where they are installed, NNCF on OpenVINO.
 """
@@ -46,7 +47,7 @@ class Networks:
     """Export networks of other people, and measure what comes out."""
 
     networks: tuple[str, ...] = ("small-nafnet", "small-drunet")
-    """Of nafnet, drunet, small-nafnet, small-drunet; or files and package.module:build."""
+    """Of nafnet, drunet, restormer, mprnet, each also as small-nafnet ...; or files and package.module:build."""
     json: Path | None = None
     """Write the rows here, too."""
     rounds: int = 10
@@ -78,11 +79,36 @@ def drunet(channels: Sequence[int] = (64, 128, 256, 512)) -> nn.Module:
     return model.eval()
 
 
+def restormer(width: int = 48, blocks: Sequence[int] = (4, 6, 6, 8)) -> nn.Module:
+    """Restormer for motion blur: 26 million parameters, attention over channels."""
+    import_spandrel()
+    from spandrel_extra_arches.architectures.Restormer import Restormer
+
+    torch.manual_seed(0)
+    model: nn.Module = Restormer(dim=width, num_blocks=list(blocks), num_refinement_blocks=blocks[0])
+    return model.eval()
+
+
+def mprnet(features: tuple[int, int, int] = (96, 48, 32), blocks: int = 8) -> nn.Module:
+    """MPRNet for motion blur: 20 million parameters; it cuts the image into patches, and gives its last stage first."""
+    import_spandrel()
+    from spandrel_extra_arches.architectures.MPRNet import MPRNet
+
+    torch.manual_seed(0)
+    own, unet, ors = features
+    model: nn.Module = MPRNet(n_feat=own, scale_unetfeats=unet, scale_orsnetfeats=ors, num_cab=blocks)
+    return model.eval()
+
+
 BUILT: Mapping[str, Callable[[], nn.Module]] = {
     "nafnet": nafnet,
     "drunet": drunet,
+    "restormer": restormer,
+    "mprnet": mprnet,
     "small-nafnet": partial(nafnet, 8, (1, 1)),
     "small-drunet": partial(drunet, (8, 8, 16, 16)),
+    "small-restormer": partial(restormer, 8, (1, 1, 1, 1)),
+    "small-mprnet": partial(mprnet, (16, 8, 4), 1),
 }
 
 

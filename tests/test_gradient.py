@@ -31,6 +31,7 @@ CASES = {
     "MatMul(x, w)": {"w": strangers.weights(8, 5)},
     "Sigmoid(x)": {},
     "Mul(x, x)": {},
+    "Pow(x, two)": {"two": np.float32(2)},
     "Sub(x, s)": {"s": np.full((4, 1, 1), 0.3, np.float32)},
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ from deblur_deploy.pipeline.graph import CORRECTION, export_body
 from deblur_deploy.pipeline.int8.calibrate import ranges_of_each, run_body, spanning, to_blocks
 from deblur_deploy.pipeline.int8.concat import joined, tied
 from deblur_deploy.pipeline.int8.quantize import quantize_body
-from deblur_deploy.pipeline.int8.tuning import _FakeQuantized, _Rounded, tuned
+from deblur_deploy.pipeline.int8.tuning import _FakeQuantized, _Rounded, affordable, tuned
+from deblur_deploy.pipeline.network import EVERYTHING_PX, Network
 from deblur_deploy.pipeline.nodes import with_constants
 from deblur_deploy.pipeline.rows import in_rows
 from tests.photos import photo
@@ -79,6 +80,24 @@ def test_no_share_of_the_tiles_comes_as_near_to_fp32(name):
     spans = {name: of.range_value for name, of in spanning(ranges_of_each(rows, TILES, stem, OPS), 0.7).items()}
     ranges = TensorsData(CalibrationMethod.MinMax, spans | found.ranges)
     assert error(quantized(rows, ranges, residual)) == pytest.approx(best, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("about", "side"),
+    [
+        ({"ours": True, "macs_per_pixel": 1e7}, 256),
+        ({}, 256),
+        ({"sees_everything": True}, 128),
+        ({"sees_everything": True, "size_divisor": 256}, 256),
+        ({"macs_per_pixel": 2e5}, 64),
+        ({"values_per_pixel": 1e4}, 64),
+        ({"macs_per_pixel": 2e5, "least_px": 128}, 0),
+    ],
+)
+def test_the_networks_of_others_are_tuned_on_as_much_as_is_worth_its_time(about, side):
+    facts = {"size_divisor": 8, "receptive_radius_px": EVERYTHING_PX, "macs_per_pixel": 1e3, "parameters": 1}
+    tiles = affordable([photo(0, 256, 256)], Network(**facts | about))
+    assert [tile.shape for tile in tiles] == [(side, side, 3)] * bool(side)
 
 
 @pytest.mark.parametrize("name", ["stem4", "classic"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,20 @@ def test_a_network_that_enlarges_is_named_with_its_factor(spandrel: Any, tmp_pat
     save_file(net.state_dict(), tmp_path / "up.safetensors")
     with pytest.raises(DeblurError, match=r"which makes images 4 times as large"):
         load_weights(tmp_path / "up.safetensors")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_architectures_of_restrictive_licences_are_known_where_they_are_installed(
+    installed: bool, spandrel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    extra = SimpleNamespace(install=lambda ignore_duplicates: asked.append(ignore_duplicates))
+    monkeypatch.setitem(sys.modules, "spandrel_extra_arches", extra if installed else None)
+    save_file({"some.weight": torch.zeros(1)}, tmp_path / "net.safetensors")
+    with pytest.raises(ModelError, match=r"--model package.module:build") as caught:
+        load_weights(tmp_path / "net.safetensors")
+    assert ("pip install spandrel_extra_arches" in str(caught.value)) == (not installed)
+    assert asked == [True] * installed
 
 
 def test_without_spandrel_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

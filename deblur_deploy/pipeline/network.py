@@ -31,6 +31,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """No input pixel farther away changes an output pixel; ``EVERYTHING_PX`` if the network sees everything."""
     macs_per_pixel: float
     """Multiply-accumulate operations, per input pixel."""
+    values_per_pixel: float = 0.0
+    """Floats that its operations give, per input pixel, where that was counted."""
     parameters: int
     """Number of weights."""
     stem: int = 1
@@ -45,6 +47,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the body takes more than one image at once."""
     ours: bool = False
     """Whether it is a U-Net of ours, for which an int8 that does not keep the budget is a failure."""
+
+    @property
+    def work_per_pixel(self) -> float:
+        """What an input pixel costs, in multiplications: to write and read a float takes a CPU as long as about 20."""
+        return self.macs_per_pixel + 20 * self.values_per_pixel
 
     @property
     def multiple(self) -> int:

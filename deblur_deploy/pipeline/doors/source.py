@@ -186,7 +186,7 @@ def prepared(model: ModelProto, convention: Convention, notes: Sequence[str], na
     """The body of ``model``, a plain float graph in its own ``convention``, with the facts about it."""
     from deblur_deploy.pipeline.doors.own import parameters_of
     from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
-    from deblur_deploy.pipeline.int8.coverage import macs_of_body
+    from deblur_deploy.pipeline.int8.coverage import cost_of_body
     from deblur_deploy.pipeline.nodes import OnnxRunner
     from deblur_deploy.pipeline.reach import reach
     from deblur_deploy.pipeline.rewrite import body_of, prepared
@@ -195,10 +195,12 @@ def prepared(model: ModelProto, convention: Convention, notes: Sequence[str], na
     run = OnnxRunner(body, name)
     assert run.input == BLOCKS
     seen = reach(lambda image: run(image)[CORRECTION], convention.divisor, convention.least_px)
+    macs, values = cost_of_body(body, max(convention.least_px, convention.divisor))
     network = Network(
         size_divisor=seen.grid,
         receptive_radius_px=seen.radius_px,
-        macs_per_pixel=macs_of_body(body, max(convention.least_px, convention.divisor)),
+        macs_per_pixel=macs,
+        values_per_pixel=values,
         parameters=parameters_of(body),
         residual=residual,
         least_px=convention.least_px,

@@ -10,8 +10,10 @@ import importlib
 import pickle
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import torch
 from safetensors import SafetensorError
@@ -43,6 +45,7 @@ def load_weights(path: Path) -> tuple[nn.Module, list[str]]:
         raise ModelError(
             f"{path} holds no deblur_deploy U-Net, and none of the architectures that spandrel {spandrel.__version__} "
             f"knows (its weights begin with {first}); give its code with --model package.module:build"
+            + ("" if _extra() else f", or, of Restormer, MPRNet or MIRNet, pip install {_EXTRA} (mind their licences)")
         ) from None
     except Exception as error:  # an architecture that was recognised, and does not fit its weights
         raise ModelError(f"{path} cannot be loaded by spandrel: {one_line(error)}") from None
@@ -83,7 +86,10 @@ def import_spandrel() -> Any:
     """
     while True:
         try:
-            return importlib.import_module("spandrel")
+            spandrel = importlib.import_module("spandrel")
+            if extra := _extra():
+                extra.install(ignore_duplicates=True)
+            return spandrel
         except RuntimeError as error:
             absent = re.search(r"operator torchvision::(\w+) does not exist", str(error))
             if not absent:
@@ -95,6 +101,14 @@ def import_spandrel() -> Any:
             del sys.modules[name]
 
 
+def _extra() -> Any:
+    """spandrel's architectures whose licences are restrictive: whoever has installed them wants them; None else."""
+    with suppress(ImportError), catch_warnings(action="ignore", category=DeprecationWarning):
+        return importlib.import_module(_EXTRA)
+    return None
+
+
+_EXTRA = "spandrel_extra_arches"
 _KEPT: list[Any] = []
 """Torch forgets operations with the library that has defined them."""
 

@@ -24,8 +24,8 @@ from deblur_deploy.pipeline.int8.sensitivity import Sensitivity
 from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.stages import Progress
 
-_MOST_WORK = 5e11
-"""Multiplications that one of several passes over the calibration tiles may take: some fifteen seconds of two cores."""
+_MOST_WORK = 2e11
+"""Work, in multiplications, that each of several passes over the calibration tiles may take: seconds of two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _affordable(how: Int8Config, network: Network) -> int:
     """Tiles that calibration looks at: fewer of somebody else's network that is costly."""
     if network.ours:
         return how.tiles
-    return max(1, min(how.tiles, max(8, int(_MOST_WORK / (how.tile_px**2 * network.macs_per_pixel)))))
+    return max(1, min(how.tiles, max(8, int(_MOST_WORK / (how.tile_px**2 * network.work_per_pixel)))))
 
 
 def _check_share(best: Trial, float_ops: Mapping[Layout, list[str]], how: Int8Config, on_progress: Progress) -> None:

@@ -64,14 +64,17 @@ def macs_of(path: Path) -> dict[str, float]:
     return found
 
 
-def macs_of_body(body: ModelProto, divisor: int) -> float:
-    """Multiply-accumulate operations per pixel of a float body without a stem, which takes multiples of ``divisor``."""
+def cost_of_body(body: ModelProto, divisor: int) -> tuple[float, float]:
+    """Multiply-accumulate operations, and floats that operations give, per pixel of a float body without a stem, which
+    takes multiples of ``divisor``."""
     side = -(-_SIDE // divisor) * divisor
     with tempfile.TemporaryDirectory(prefix="deblur-macs-") as folder:
         path = Path(folder, "body.onnx")
         onnx.save(body, path)
-        events = _profile(path, Path(folder), optimized=None, side_px=side, runs=1)
-    return sum(_products(args) for _, args in events if args["op_name"] in _MULTIPLIES) / side**2
+        events = [args for _, args in _profile(path, Path(folder), optimized=None, side_px=side, runs=1)]
+    macs = sum(_products(args) for args in events if args["op_name"] in _MULTIPLIES)
+    values = sum(prod(given["float"]) for args in events for given in args["output_type_shape"] if "float" in given)
+    return macs / side**2, values / side**2
 
 
 def _products(args: Mapping[str, Any]) -> float:

@@ -76,6 +76,8 @@ def computed(node: NodeProto, inputs: Sequence[Tensor | None]) -> Tensor | tuple
             return F.pixel_shuffle(x, about["blocksize"])
         case "Identity" | "Dropout":
             return x
+        case "Pow" if given[1].numel() == 1:
+            return x ** given[1].item()  # of a number, squares and roots are not taken by logarithms
     if node.op_type in _PLAIN and len(given) == len(inputs):
         return _PLAIN[node.op_type](*given)
     raise NotImplementedError(node.op_type)

@@ -37,7 +37,7 @@ from deblur_deploy.runtime.providers import find
 
 _TIMED = (640, 360)
 _HEAVY = 1e5
-"""Multiplications a pixel beyond which somebody else's network is given one method only."""
+"""Work a pixel, in multiplications, beyond which somebody else's network is given one method only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def _trial_name(stem: str, method: str, breadth: Breadth, in_float: int) -> str:
 
 
 def _is_heavy(network: Network) -> bool:
-    return not network.ours and network.macs_per_pixel > _HEAVY
+    return not network.ours and network.work_per_pixel > _HEAVY
 
 
 def _order(how: Int8Config, network: Network) -> list[str]:

@@ -42,8 +42,10 @@ most, and at once."""
 _LEVEL = 1 / 255
 _MOST = 255
 _WORK = 5e12
-"""Multiplications that tuning may take: some minutes of two cores."""
-_LEAST_PX = 64
+"""Work, in multiplications, that tuning may take: some minutes of two cores."""
+_LEAST_PX, _WHOLE_PX = 64, 128
+"""Least side of a part of a tile, and the largest for a network that sees everything: what it makes of any part of an
+image is not what it makes of the whole, however large that part is."""
 
 
 def affordable(tiles: Sequence[Image], network: Network) -> list[Image]:
@@ -51,9 +53,15 @@ def affordable(tiles: Sequence[Image], network: Network) -> list[Image]:
     side = len(tiles[0])
     if network.ours:
         return list(tiles)
-    while 3 * _STEPS * _TILES * side**2 * network.macs_per_pixel > _WORK:
+
+    def fits(side: int) -> bool:
+        return side >= max(_LEAST_PX, network.least_px) and side % network.size_divisor == 0
+
+    while network.sees_everything and side > _WHOLE_PX and fits(side // 2):
         side //= 2
-        if side < max(_LEAST_PX, network.least_px) or side % network.size_divisor:
+    while 3 * _STEPS * _TILES * side**2 * network.work_per_pixel > _WORK:
+        side //= 2
+        if not fits(side):
             return []
     return [np.ascontiguousarray(tile[:side, :side]) for tile in tiles]
 
@@ -204,16 +212,16 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, zero: int) -> Tensor:
-        ctx.save_for_backward(x, step)
-        ctx.zero = zero
-        return (x / step).round_().clamp_(-zero, _MOST - zero).mul_(step)
+        steps = x / step
+        whole = steps.round().clamp_(-zero, _MOST - zero)
+        ctx.save_for_backward(steps, whole)
+        return whole * step
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gradient,), (x, step) = gradients, ctx.saved_tensors
-        steps = x / step
-        whole = steps.round().clamp_(-ctx.zero, _MOST - ctx.zero)
+        (gradient,), (steps, whole) = gradients, ctx.saved_tensors
+        error = whole - steps
+        inside = error.abs() <= 0.5
         # Outside of the range, where nothing of x is left, the end of the range moves with the step.
-        inside = (steps - whole).abs() <= 0.5
-        towards = torch.where(inside, whole - steps, whole)
-        return gradient * inside, (gradient * towards).sum(), None
+        towards = torch.where(inside, error, whole)
+        return gradient * inside, torch.vdot(gradient.flatten(), towards.flatten()), None
