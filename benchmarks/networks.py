@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import tyro
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from torch import nn
+from torch import Tensor, nn
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.contract import INPUT
@@ -96,8 +96,20 @@ def mprnet(features: tuple[int, int, int] = (96, 48, 32), blocks: int = 8) -> nn
 
     torch.manual_seed(0)
     own, unet, ors = features
-    model: nn.Module = MPRNet(n_feat=own, scale_unetfeats=unet, scale_orsnetfeats=ors, num_cab=blocks)
+    model: nn.Module = _First(MPRNet(n_feat=own, scale_unetfeats=unet, scale_orsnetfeats=ors, num_cab=blocks))
     return model.eval()
+
+
+class _First(nn.Module):
+    """The first of several outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        first: Tensor = self.model(image)[0]
+        return first
 
 
 BUILT: Mapping[str, Callable[[], nn.Module]] = {

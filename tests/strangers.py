@@ -69,6 +69,16 @@ class Many(Residual):
         return {"small": nn.functional.interpolate(restored, scale_factor=0.5), "full": [restored, restored + 0.5]}
 
 
+class Halves(Residual):
+    """Takes the two halves of an image one by one, at a place that it computes as MPRNet does."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        middle = int(image.size(2) / 2)
+        return torch.cat(
+            [super(Halves, self).forward(part) for part in (image[:, :, :middle], image[:, :, middle:])], 2
+        )
+
+
 def seeded(kind: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     return kind().eval()

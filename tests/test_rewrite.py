@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto
 from torch import nn
 
-from deblur_deploy.errors import ModelError
+from deblur_deploy.errors import InputError, ModelError
 from deblur_deploy.pipeline.convention import Convention
 from deblur_deploy.pipeline.doors.module import exported
 from deblur_deploy.pipeline.doors.onnx_file import plain
-from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
+from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, to_onnx
 from deblur_deploy.pipeline.nodes import OnnxRunner
 from deblur_deploy.pipeline.rewrite import body_of, prepared
 from deblur_deploy.pipeline.rows import in_rows
@@ -35,6 +38,27 @@ def test_rows_are_planes(name: str) -> None:
     np.testing.assert_allclose(one, two, atol=1e-6)
     assert len(orders) == len(CONFIGS[name].up)
     assert "DepthToSpace" not in {node.op_type for node in rows.graph.node}
+
+
+def test_sizes_that_a_network_computes_as_fractions_stay_free() -> None:
+    net = strangers.seeded(strangers.Halves)
+    run = OnnxRunner(exported(net, "net", Convention(output="output")), "net")
+    image = torch.rand(1, 3, 30, 21)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(image.numpy())["output"], net(image), atol=1e-5)
+
+
+def test_a_graph_of_one_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, asked = strangers.seeded(strangers.Halves), []
+
+    def fixed(*args: Any, strict: bool) -> ModelProto:
+        asked.append(strict)
+        return to_onnx(*args)
+
+    monkeypatch.setattr("deblur_deploy.pipeline.doors.module.to_onnx", fixed)
+    with pytest.raises(InputError, match=r"cannot export net for all sizes: .* \(h // 2, not int\(h / 2\)\)"):
+        exported(net, "net", Convention(output="output"))
+    assert asked == [False, True]
 
 
 class Upsampling(nn.Module):

@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,15 +34,22 @@ def machine() -> dict[str, Any]:
     return found | ({"gpus": gpus} if (gpus := _gpus()) else {})
 
 
+this_machine = cache(machine)
+"""The same, asked once: it asks other programs."""
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of those of ``packages`` that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def package_versions() -> dict[str, str]:
     """Versions of Python and of every installed package that takes part in a measurement."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **versions(*_PACKAGES)}
 
 
 def commit() -> str | None:

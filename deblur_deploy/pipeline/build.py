@@ -14,7 +14,7 @@ import msgspec
 
 from deblur_deploy.errors import ProviderError
 from deblur_deploy.evaluation.latency import at_size
-from deblur_deploy.evaluation.machine import machine, package_versions
+from deblur_deploy.evaluation.machine import package_versions, this_machine, versions
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import Image
@@ -25,7 +25,7 @@ from deblur_deploy.pipeline.doors.source import Source
 from deblur_deploy.pipeline.inputs import DECODERS, Photos
 from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.recipe import Recipe
-from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, from_record, to_record, versions
+from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, from_record, to_record
 from deblur_deploy.runtime.engine import DeblurEngine
 
 _EXPORT, _VERIFY = "deblur_deploy.pipeline.export", "deblur_deploy.pipeline.verify"
@@ -61,12 +61,13 @@ class Build:
             # How somebody else's network takes images may be guessed on the pairs.
             inputs={"checkpoint": self.source.parent, **({"pairs": self.pairs.digest} if self.source.runner else {})},
             config=self.recipe.network,
-            environment={**versions("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "spandrel"), **self._running()},
+            environment={**versions("torch", "onnx", "onnx-ir", "onnxscript", "numpy"), **self._running()},
         )
 
     def _running(self) -> Record:
         """What somebody else's network is looked into with, besides what a checkpoint of ours needs."""
-        return {} if self.source.runner is None else versions("onnxruntime", "onnxruntime-gpu")
+        packages = ("onnxruntime", "onnxruntime-gpu", "spandrel", "spandrel-extra-arches")
+        return {} if self.source.runner is None else versions(*packages)
 
     def quantize(self, exported: Done) -> Done:
         def make(folder: Path) -> Record:
@@ -169,9 +170,6 @@ class Build:
             inputs={"summary": digest(summary), "results": digest(rows), "pairs": self.pairs.digest},
             environment={**computing(), **versions("jinja2", "matplotlib"), **_templates()},
         )
-
-
-this_machine = cache(machine)  # it asks other programs, and every stage asks it
 
 
 def computing() -> Record:

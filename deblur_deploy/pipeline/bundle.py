@@ -17,11 +17,11 @@ import msgspec
 
 from deblur_deploy.contract import OLDEST_ONNXRUNTIME
 from deblur_deploy.errors import DeblurError, InputError, ModelError, OutputError, VerificationError
-from deblur_deploy.evaluation.machine import package_versions
+from deblur_deploy.evaluation.machine import package_versions, this_machine
 from deblur_deploy.files import refuse_existing, writing_folder
 from deblur_deploy.pipeline import inputs, verify
 from deblur_deploy.pipeline.artifact import Artifact, Measured
-from deblur_deploy.pipeline.build import Build, this_machine
+from deblur_deploy.pipeline.build import Build
 from deblur_deploy.pipeline.cache import Cache
 from deblur_deploy.pipeline.doors.source import Source, open_door
 from deblur_deploy.pipeline.pruning.roads import pruned

@@ -98,25 +98,20 @@ def export_body(unet: UNet) -> ModelProto:
     return to_onnx(Body(twin).eval(), example, sizes, BLOCKS, CORRECTION)
 
 
-def to_onnx(module: nn.Module, example: Tensor, sizes: dict[int, Any], source: str, target: str) -> ModelProto:
+def to_onnx(
+    module: nn.Module, example: Tensor, sizes: dict[int, Any], source: str, target: str, *, strict: bool = False
+) -> ModelProto:
     """``module`` in ONNX, its input called ``source`` and its output ``target``; ``sizes``: its free dimensions.
 
-    Raises what torch raises.
+    ``strict`` follows its bytecode, which takes longer.  Raises what torch raises.
     """
     # Torch's own deprecations, and its remark that torchvision is absent: nothing a caller could do anything about.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=(sizes,),
-            input_names=[source],
-            output_names=[target],
-            opset_version=OPSET,
-            verbose=False,
-        )
+        traced = torch.export.export(module, (example,), dynamic_shapes=(sizes,), strict=True) if strict else module
+        how: dict[str, Any] = {"input_names": [source], "output_names": [target], "opset_version": OPSET}
+        program = torch.onnx.export(traced, (example,), dynamo=True, dynamic_shapes=(sizes,), verbose=False, **how)
     assert program is not None
     model: ModelProto = program.model_proto
     del model.graph.value_info[:]

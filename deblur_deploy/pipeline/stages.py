@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,17 +151,6 @@ def to_record(values: object) -> Any:
 def from_record(values: object, kind: type[T]) -> T:
     """What :func:`to_record` was given, of type ``kind``."""
     return msgspec.convert(values, kind, dec_hook=lambda type_, value: type_(value))
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of those of ``packages`` that are installed: a stage's environment."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 @cache

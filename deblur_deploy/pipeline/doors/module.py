@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deblur_deploy.errors import InputError, one_line
+from deblur_deploy.errors import InputError, ModelError, one_line
 from deblur_deploy.files import existing
 from deblur_deploy.pipeline.convention import SPANS, Array, Convention
 from deblur_deploy.pipeline.graph import to_onnx
+from deblur_deploy.pipeline.nodes import OnnxRunner
 
 _IMAGE, _RESTORED = "image_in", "image_out"
 
@@ -132,23 +133,49 @@ class _Chosen(nn.Module):
 def exported(model: nn.Module, name: str, convention: Convention) -> ModelProto:
     """``model`` in ONNX, in its own convention, with free sizes; its output is called as in ``convention``.
 
-    Raises InputError with torch's whole message if torch cannot export it.
+    Raises InputError with torch's whole message if torch cannot export it, or not for all sizes.
     """
     divisor = convention.divisor
     tall, wide = (divisor * max(blocks, -(-pixels // divisor)) for blocks, pixels in ((3, 72), (5, 104)))
     tall, wide = max(tall, convention.least_px), max(wide, convention.least_px + divisor)
-    shape = (3, tall, wide) if convention.layout == "nchw" else (tall, wide, 3)
     rows, columns = (2, 3) if convention.layout == "nchw" else (1, 2)
     sizes: dict[int, Any] = {axis: _free(letter, divisor) for axis, letter in ((rows, "h"), (columns, "w"))}
     if convention.any_batch:
         sizes[0] = torch.export.Dim("batch")
-    example = torch.rand(2 if convention.any_batch else 1, *shape, generator=torch.Generator().manual_seed(0))
     chosen = _Chosen(model, convention.output).eval()
+    example = _noise(2 if convention.any_batch else 1, tall, wide, convention)
+    low = max(tall // 3 // divisor * divisor, convention.least_px)
+    other = _noise(1, low + divisor, low, convention)
+    # Traced as it runs, a size that the network computes as int(h / 2) becomes a constant; in its bytecode it does not.
+    for strict, free in ((False, sizes), (True, dict.fromkeys(sizes, torch.export.Dim.AUTO))):
+        try:
+            found = to_onnx(chosen, example, free, _IMAGE, convention.output, strict=strict)
+        except Exception as error:  # torch names what it cannot follow in many kinds of errors
+            reason = one_line(error.__cause__ or error)
+            raise InputError(f"torch cannot export {name}: {reason}") from None
+        if _agrees(found, chosen, other):
+            return found
+    raise InputError(
+        f"torch cannot export {name} for all sizes: what it wrote differs from the network on "
+        f"{'x'.join(map(str, other.shape))}; compute sizes from x.shape with whole numbers (h // 2, not int(h / 2))"
+    )
+
+
+def _noise(count: int, tall: int, wide: int, convention: Convention) -> Tensor:
+    shape = (3, tall, wide) if convention.layout == "nchw" else (tall, wide, 3)
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _agrees(model: ModelProto, module: nn.Module, image: Tensor) -> bool:
+    """Whether both give about the same; what is not about sizes is compared more strictly later."""
+    expected = module(image).numpy()
     try:
-        return to_onnx(chosen, example, sizes, _IMAGE, convention.output)
-    except Exception as error:  # torch names what it cannot follow in many kinds of errors
-        reason = one_line(error.__cause__ or error)
-        raise InputError(f"torch cannot export {name}: {reason}") from None
+        (found,) = OnnxRunner(model, "the graph")(image.numpy()).values()
+    except ModelError:
+        return False
+    with np.errstate(invalid="ignore"):  # whoever gives what is no number is told so later
+        return found.shape == expected.shape and not np.any(np.abs(found - expected) > 2e-3 * np.ptp(expected) + 1e-5)
 
 
 def _free(letter: str, divisor: int) -> Any:

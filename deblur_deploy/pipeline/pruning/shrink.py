@@ -9,19 +9,18 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from deblur_deploy.errors import ModelError
-from deblur_deploy.evaluation.machine import machine, package_versions
+from deblur_deploy.evaluation.machine import package_versions, this_machine, versions
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.inputs import DECODERS, Photos
 from deblur_deploy.pipeline.pruning.config import WEAK, PruneConfig, RecoverConfig
-from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, to_record, versions
+from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, to_record
 
 _PRUNE, _RECOVER, _FIT = (f"deblur_deploy.pipeline.pruning.{name}" for name in ("prune", "recover", "fit"))
 _VALIDATION, _PHOTOS = "deblur_deploy.training.validation", "deblur_deploy.pipeline.photos"
@@ -93,7 +92,7 @@ class Shrinking:
             code=(_FIT, _RECOVER),
             inputs={"checkpoint": self.parent, "data": data_digest(self.config.recover)},
             config={**self._importance(), **self._target(), "target_ms": self.config.target_ms},
-            environment={**package_versions(), **_machine()},
+            environment={**package_versions(), **this_machine()},
         )
 
     def _timed(self, nets: Sequence[Any]) -> list[float]:
@@ -111,7 +110,7 @@ class Shrinking:
             code=(_FIT,),
             inputs={str(number): digest(msgspec.to_builtins(net.config)) for number, net in enumerate(nets)},
             config=self._target(),
-            environment={**package_versions(), **_machine()},
+            environment={**package_versions(), **this_machine()},
         )
         return list(done.record["ms"])
 
@@ -238,7 +237,7 @@ class Shrinking:
             code=(_FIT,),
             inputs={"checkpoint": self.parent, "pruned": sha256(recovered)},
             config=self._target(),
-            environment={**package_versions(), **_machine()},
+            environment={**package_versions(), **this_machine()},
         )
 
     def _target(self) -> Record:
@@ -251,9 +250,6 @@ class Shrinking:
             "balance": self.config.balance,
             "seed": self.config.recover.seed,
         }
-
-
-_machine = cache(machine)  # it asks other programs, and every stage asks it
 
 
 def data_digest(config: RecoverConfig) -> str:
@@ -277,4 +273,4 @@ def data_digest(config: RecoverConfig) -> str:
 
 def _computing() -> Record:
     """What decides the numbers that training gives."""
-    return {**DECODERS, **versions("torch", "torch-pruning", "accelerate"), "processor": _machine()["processor"]}
+    return {**DECODERS, **versions("torch", "torch-pruning", "accelerate"), "processor": this_machine()["processor"]}
