@@ -32,6 +32,7 @@ from deblur_deploy.contract import INPUT
 from deblur_deploy.errors import DeblurError, InputError
 from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.quality import psnr
+from deblur_deploy.evaluation.record import new_record, write_json
 from deblur_deploy.pipeline.bundle import build_bundle
 from deblur_deploy.pipeline.config import NetworkConfig, VerifyConfig
 from deblur_deploy.pipeline.doors.weights import import_spandrel
@@ -49,7 +50,7 @@ class Networks:
     networks: tuple[str, ...] = ("small-nafnet", "small-drunet")
     """Of nafnet, drunet, restormer, mprnet, each also as small-nafnet ...; or files and package.module:build."""
     json: Path | None = None
-    """Write the rows here, too."""
+    """Write a record here, too."""
     rounds: int = 10
     """Timed calls of each variant."""
 
@@ -203,7 +204,8 @@ def main(options: Networks) -> None:
     for row in rows:
         print(json.dumps(row))
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        about = {"networks": list(options.networks), "size": "{}x{}".format(*SIZE), "rounds": options.rounds}
+        write_json(options.json, new_record("networks", about, found={"of_other_people": rows}))
 
 
 if __name__ == "__main__":
