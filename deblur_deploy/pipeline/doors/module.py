@@ -151,6 +151,8 @@ def exported(model: nn.Module, name: str, convention: Convention) -> ModelProto:
         try:
             found = to_onnx(chosen, example, free, _IMAGE, convention.output, strict=strict)
         except Exception as error:  # torch names what it cannot follow in many kinds of errors
+            if strict:
+                break
             reason = one_line(error.__cause__ or error)
             raise InputError(f"torch cannot export {name}: {reason}") from None
         if _agrees(found, chosen, other):
