@@ -5,9 +5,8 @@
 
 ``nafnet`` is NAFNet-32 and ``drunet`` DRUNet, by spandrel (extra ``networks``), ``restormer`` and ``mprnet`` are of
 spandrel_extra_arches; all with random weights, so that dB against fp32 and latency mean something and PSNR does not;
-``small`` is each in a size that takes seconds.  Anything else is a
-file or package.module:build for deblur-export.  Every row is read from the bundle that comes out; beside it stand
-ONNX Runtime's quantization with its defaults and, where they are installed, NNCF on OpenVINO.
+``small`` is each in a size that takes seconds.  Anything else is a file or package.module:build for deblur-export.
+Every row is read from the bundle that comes out; beside it stands ONNX Runtime's quantization with its defaults.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 import tyro
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from torch import Tensor, nn
+from torch import nn
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.contract import INPUT
@@ -97,20 +96,8 @@ def mprnet(features: tuple[int, int, int] = (96, 48, 32), blocks: int = 8) -> nn
 
     torch.manual_seed(0)
     own, unet, ors = features
-    model: nn.Module = _First(MPRNet(n_feat=own, scale_unetfeats=unet, scale_orsnetfeats=ors, num_cab=blocks))
+    model: nn.Module = MPRNet(n_feat=own, scale_unetfeats=unet, scale_orsnetfeats=ors, num_cab=blocks)
     return model.eval()
-
-
-class _First(nn.Module):
-    """The first of several outputs."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> Tensor:
-        first: Tensor = self.model(image)[0]
-        return first
 
 
 BUILT: Mapping[str, Callable[[], nn.Module]] = {
@@ -140,7 +127,8 @@ def measured(name: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
     _current = name if known else _current
     model = f"{__name__}:build" if known else name if ":" in name else ""
     verify = VerifyConfig(width_px=SIZE[0], height_px=SIZE[1], rounds=rounds)
-    recipe = Recipe(name=Path(name).stem, network=NetworkConfig(model=model), verify=verify)
+    network = NetworkConfig(model=model, output="0" if name.endswith("mprnet") else "")
+    recipe = Recipe(name=Path(name).stem, network=network, verify=verify)
     out = folder / "bundle"
     build_bundle(
         None if model else Path(name), recipe, out, on_progress=lambda what: print(f"- {what}", file=sys.stderr)
