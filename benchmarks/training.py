@@ -5,6 +5,7 @@
 ``fresh`` makes each batch in a loader process while the step before it is trained on; ``bank`` draws crops of patches
 made ahead, whose making is timed on its own and counted for as often as each patch is used.  ``busy`` has one process
 of another kind beside it that never rests, as a test suite or an export would be.  Medians of the steps of one run.
+``convolutions`` are forward and backward passes alone, with plain convolutions and with Winograd's, in turn.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +36,7 @@ from deblur_deploy.training.discovery import find_sources
 from deblur_deploy.training.sources import ImageCache
 from deblur_deploy.training.train import Progress, Trainer
 from deblur_deploy.training.unet import PRESETS, Preset, UNet
+from deblur_deploy.training.winograd import Winograd
 
 _SPIN = "import numpy as np\na = np.ones((600, 600))\nwhile True: a @ a"
 
@@ -63,6 +65,24 @@ def memory_mib() -> float:
     """Resident memory of this process and the loaders that it started."""
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(process.memory_info().rss for process in family) / 2**20
+
+
+def convolutions(preset: Preset, stage: Stage, rounds: int = 7) -> dict[str, object]:
+    """Milliseconds of one gradient of ``preset``, with plain convolutions and with Winograd's; medians."""
+    network = UNet(PRESETS[preset]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.rand(stage.patches, 3, stage.side_px, stage.side_px).to(memory_format=torch.channels_last)
+    took: dict[str, list[float]] = {"plain_ms": [], "winograd_ms": []}
+    for _ in range(rounds + 1):
+        for name, how in (("plain_ms", nullcontext()), ("winograd_ms", Winograd())):
+            network.zero_grad()
+            since = time.perf_counter()
+            with how:
+                network(image).square().mean().backward()
+            took[name].append(1e3 * (time.perf_counter() - since))
+    plain, winograd = (median(values[1:]) for values in took.values())
+    shape = {"preset": preset, "patches": stage.patches, "side_px": stage.side_px, "threads": torch.get_num_threads()}
+    pace = {"plain_ms": round(plain, 1), "winograd_ms": round(winograd, 1), "ratio": round(plain / winograd, 2)}
+    return shape | pace
 
 
 @contextmanager
@@ -131,9 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                         row |= {"made_per_s": round(made, 1), "renewed_share": RENEWED}
                     print(json.dumps(row))
                     rows.append(row)
+    gradients = [convolutions(preset, Stage.parse(arguments.stages[-1])) for preset in PRESETS]
+    for row in gradients:
+        print(json.dumps(row))
     if arguments.json:
         settings = {"preset": arguments.preset, "steps": arguments.steps}
-        write_json(arguments.json, new_record("training", settings, found={"rows": rows}))
+        write_json(arguments.json, new_record("training", settings, found={"rows": rows, "convolutions": gradients}))
     return 0
 
 

@@ -32,6 +32,7 @@ from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.unet import UNet
 from deblur_deploy.training.units import dead_share
 from deblur_deploy.training.validation import PairSets, SetQuality, validate
+from deblur_deploy.training.winograd import Winograd
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -168,8 +169,9 @@ class Trainer:
             for images in (batch.blurred, batch.sharp)
         )
         self.plain.train()
-        images = self.model(blurred)
-        loss = self.supervised.loss([image.float() for image in images], sharp, self.loss, self.config.multi_scale)
+        with Winograd():
+            images = self.model(blurred)
+            loss = self.supervised.loss([image.float() for image in images], sharp, self.loss, self.config.multi_scale)
         self.accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.supervised.parameters(), self.config.clip_norm)
         value = self._agreed(loss.detach())

@@ -43,9 +43,12 @@ def computed(node: NodeProto, inputs: Sequence[Tensor | None]) -> Tensor | tuple
             weight = given[1]
             if weight.ndim != 4 or about.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
                 raise NotImplementedError("Conv of another shape")
-            x = _padded(x, about.get("pads", (0, 0, 0, 0)), 0.0)
-            how = {name: about[key] for name, key in (("stride", "strides"), ("dilation", "dilations")) if key in about}
-            return F.conv2d(x, weight, inputs[2] if len(inputs) > 2 else None, groups=about.get("group", 1), **how)
+            bias = inputs[2] if len(inputs) > 2 else None
+            strides, dilations = (tuple(about.get(name, (1, 1))) for name in ("strides", "dilations"))
+            pads = tuple(about.get("pads", (0, 0, 0, 0)))
+            if pads[:2] != pads[2:]:
+                x, pads = _padded(x, pads, 0.0), (0, 0)
+            return F.conv2d(x, weight, bias, strides, pads[:2], dilations, about.get("group", 1))
         case "MaxPool" | "AveragePool" if not about.get("ceil_mode"):
             if node.op_type == "AveragePool" and any(about.get("pads", ())):
                 raise NotImplementedError("AveragePool with padding")

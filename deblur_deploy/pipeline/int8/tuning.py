@@ -31,6 +31,7 @@ from deblur_deploy.pipeline.int8.gradient import computed
 from deblur_deploy.pipeline.int8.quantize import layer_name
 from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.nodes import attributes, constants_of
+from deblur_deploy.training.winograd import Winograd
 
 _STEPS, _PASSES, _TILES = 150, 20, 4
 """How often everything is moved at most, how often each tile is looked at, at most, and how many at once."""
@@ -106,7 +107,8 @@ def tuned(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
 
     def error(chosen: Tensor) -> Tensor:
-        noise = (network(blocks[chosen]) - exact[chosen]).square().mean((1, 2, 3))
+        with Winograd():
+            noise = (network(blocks[chosen]) - exact[chosen]).square().mean((1, 2, 3))
         return (noise / energies[chosen] + 1e-9).sqrt().mean()
 
     for chosen in batches:

@@ -26,6 +26,7 @@ from deblur_deploy.training.losses import parse_loss
 from deblur_deploy.training.optimizer import Optimizer
 from deblur_deploy.training.train import averaging
 from deblur_deploy.training.unet import pad_to_multiple
+from deblur_deploy.training.winograd import Winograd
 
 _NO_END = 1 << 40
 
@@ -62,7 +63,7 @@ def finetune(
     for step, batch in enumerate(batches.load(0, last, config.workers)):
         batch = batch.finished(batches.blur, device)
         blurred, sharp = batch.blurred.float() / 255, batch.sharp.float() / 255
-        with torch.enable_grad():
+        with torch.enable_grad(), Winograd():
             image = restored(model, blurred)
             with torch.no_grad():
                 wanted = restored(whole, blurred)
