@@ -72,7 +72,7 @@ class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     height_px: int = 720
     """Height of the image that is timed."""
     rounds: int = 10
-    """Timed calls of each variant on each provider."""
+    """Timed calls of each variant on each provider; fewer, but at least three, of a network that takes seconds."""
     providers: tuple[str, ...] = ()
     """Providers to run every variant on; empty means all that are present."""
 

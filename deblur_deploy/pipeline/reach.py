@@ -75,7 +75,9 @@ def _radius(body: Body, divisor: int, least_px: int) -> int:
             places = np.concatenate([np.flatnonzero(seen.any(axis=axis)) for axis in (0, 1)])
             if len(places):
                 radius = max(radius, middle + divisor - 1 - int(places.min()), int(places.max()) - middle)
-        if radius < middle - divisor:
+            if radius >= middle - divisor:  # to the border: other images can only say the same
+                break
+        else:
             return radius
     return EVERYTHING_PX
 

@@ -26,6 +26,8 @@ from deblur_deploy.runtime.providers import find
 
 _SAME_RESULT_DB = 45
 """Providers round differently, and some compute in bf16; a wrong result is far below this."""
+_TURNS_S = 30
+"""Seconds after which no further round of timed calls begins, once there were three."""
 
 
 def compare_with_source(
@@ -184,7 +186,7 @@ def time_on(
         engines[artifact.name] = _agreeing(artifact, provider, image)
         calls[artifact.name] = partial(engines[artifact.name], image)
     on_progress(f"latency on {provider}")
-    timings = take_turns(calls, rounds=rounds, warm_up=1)  # each has run once already
+    timings = take_turns(calls, rounds=rounds, warm_up=1, budget_s=_TURNS_S)  # each has run once already
     baseline = [] if provider == "cpu" else restore(artifacts[0], pairs)
     runs = []
     for artifact in artifacts:
