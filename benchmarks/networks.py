@@ -6,13 +6,16 @@
 ``nafnet`` is NAFNet-32 and ``drunet`` DRUNet, by spandrel (extra ``networks``), ``restormer`` and ``mprnet`` are of
 spandrel_extra_arches; all with random weights, so that dB against fp32 and latency mean something and PSNR does not;
 ``small`` is each in a size that takes seconds.  Anything else is a file or package.module:build for deblur-export.
-Every row is read from the bundle that comes out; beside it stands ONNX Runtime's quantization with its defaults.
+Beside the variants of the bundle that comes out stand ONNX Runtime's quantization with its defaults, and NNCF's run by
+OpenVINO (extra ``peers``), all timed in turn and compared with fp32 on the same photograph.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,24 +23,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
+import onnx
+import peer_onnx
 import torch
 import tyro
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
 from torch import nn
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.contract import INPUT
-from deblur_deploy.errors import DeblurError, InputError
+from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.latency import at_size, take_turns
-from deblur_deploy.evaluation.quality import psnr
+from deblur_deploy.evaluation.quality import Restorer, psnr
 from deblur_deploy.evaluation.record import new_record, write_json
+from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.bundle import build_bundle
 from deblur_deploy.pipeline.config import NetworkConfig, VerifyConfig
 from deblur_deploy.pipeline.doors.weights import import_spandrel
 from deblur_deploy.pipeline.photos import builtin_calibration, builtin_pairs
 from deblur_deploy.pipeline.recipe import Recipe
-from deblur_deploy.runtime.bundle import MANIFEST
+from deblur_deploy.runtime.bundle import MANIFEST, Bundle
 
 SIZE = (640, 360)
 
@@ -51,7 +56,9 @@ class Networks:
     json: Path | None = None
     """Write a record here, too."""
     rounds: int = 10
-    """Timed calls of each variant."""
+    """Timed calls of each variant at most: no new round begins after two minutes."""
+    threads: int = len(os.sched_getaffinity(0))
+    """Threads of every variant and peer."""
 
 
 def nafnet(width: int = 32, encoder: Sequence[int] = (1, 1, 1, 28)) -> nn.Module:
@@ -120,66 +127,72 @@ def build() -> nn.Module:
 _current = "small-nafnet"
 
 
-def measured(name: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """The rows of one network, exported to ``folder``."""
+def measured(name: str, folder: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
+    """The rows of one network, exported to ``folder``: what came out and what its peers made of it, timed in turn."""
     global _current
     known = name in BUILT
     _current = name if known else _current
     model = f"{__name__}:build" if known else name if ":" in name else ""
-    verify = VerifyConfig(width_px=SIZE[0], height_px=SIZE[1], rounds=rounds)
+    verify = VerifyConfig(width_px=SIZE[0], height_px=SIZE[1], rounds=3)
     network = NetworkConfig(model=model, output="0" if name.endswith("mprnet") else "")
     recipe = Recipe(name=Path(name).stem, network=network, verify=verify)
     out = folder / "bundle"
+    since = time.perf_counter()
     build_bundle(
         None if model else Path(name), recipe, out, on_progress=lambda what: print(f"- {what}", file=sys.stderr)
     )
+    took = time.perf_counter() - since
     manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    rows = [
-        {
-            "network": manifest["name"],
-            "variant": row["name"],
-            "run by": f"deblur_deploy, {run['provider']}",
-            "ms": run["median_ms"],
-            "to fp32, dB": row["db_to_fp32"] if row["name"] != "fp32" else None,
-            "MACs in int8": run["int8_macs"],
-        }
-        for row in manifest["variants"]
-        for run in row["runs"]
-    ]
-    left = [
-        {"network": manifest["name"], "variant": what, "left out": why} for what, why in manifest["left_out"].items()
-    ]
-    return [*rows, *left, *_defaults(manifest["name"], out, folder, rounds)]
+    about = {"network": manifest["name"]}
+    rows = [{**about, "variant": what, "left out": why} for what, why in manifest["left_out"].items()]
+    shares = {(row["name"], run["provider"]): run["int8_macs"] for row in manifest["variants"] for run in row["runs"]}
+    files = Bundle.read(out).variants
+    calls: dict[tuple[str, str], Restorer] = {
+        (variant, provider): DeblurEngine(files[variant].path, provider=provider, threads=threads)
+        for variant, provider in shares
+    }
+    for way, prepare in PEERS.items():
+        try:
+            calls[way] = prepare(out / "fp32.onnx", folder, threads)
+        except Exception as error:  # whatever another tool fails with, its row says it and the others stand
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            rows.append({**about, "variant": way[0], "run by": way[1], "left out": why})
+    photo = at_size(builtin_pairs()[0].blurred, *SIZE)
+    exact = calls["fp32", "cpu"](photo)
+    losses = {way: psnr(call(photo), exact) for way, call in calls.items()}
+    timed = {" by ".join(way): partial(call, photo) for way, call in calls.items()}
+    timings = take_turns(timed, rounds=rounds, warm_up=1, budget_s=120)
+    for way in calls:
+        timing = timings[" by ".join(way)]
+        row: dict[str, Any] = {"variant": way[0], "run by": way[1] if way in PEERS else f"deblur_deploy, {way[1]}"}
+        row |= {"ms": round(timing.median_ms, 1), "±": f"{timing.noise:.1%}"}
+        rows.append({**about, **row, "to fp32, dB": round(losses[way], 2), "MACs in int8": shares.get(way)})
+    return [*rows, {**about, "variant": "bundle", "made in, s": round(took)}]
 
 
-class _Photos(CalibrationDataReader):
-    def __init__(self) -> None:
-        self.images = iter([at_size(photo, *SIZE)[None] for photo in builtin_calibration()])
+def _quantized(fp32: Path, target: Path, how: Callable[[Path, Path, Sequence[Image]], Path]) -> Path:
+    """``target``, made by another tool of ``fp32`` at the size that is timed, calibrated on built-in photographs."""
+    fixed = target.with_suffix(".fixed.onnx")
+    model = onnx.load(fp32)
+    make_input_shape_fixed(model.graph, INPUT, [1, SIZE[1], SIZE[0], 3])
+    onnx.save(model, fixed)
+    return how(fixed, target, [at_size(photo, *SIZE) for photo in builtin_calibration()[:4]])
 
-    def get_next(self) -> dict[str, Any] | None:
-        image = next(self.images, None)
-        return None if image is None else {INPUT: image}
+
+def _onnxruntime(fp32: Path, folder: Path, threads: int) -> Restorer:
+    path = _quantized(fp32, folder / "defaults.onnx", peer_onnx.quantize_onnxruntime)
+    return peer_onnx.onnxruntime_defaults({"{}x{}".format(*SIZE): str(path)}, threads).restore
 
 
-def _defaults(name: str, bundle: Path, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """ONNX Runtime's own quantization of the same fp32 file, timed in turn with it."""
-    import onnx
+def _nncf(fp32: Path, folder: Path, threads: int) -> Restorer:
+    path = _quantized(fp32, folder / "nncf.xml", peer_onnx.quantize_nncf)
+    return peer_onnx.openvino_native({"{}x{}".format(*SIZE): str(path)}, threads).restore
 
-    fp32, path = bundle / "fp32.onnx", folder / "defaults.onnx"
-    try:
-        quantize_static(fp32, path, _Photos(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8)
-        whole = onnx.load(path)
-        whole.metadata_props.extend(onnx.load(fp32).metadata_props)
-        onnx.save(whole, path)
-        pair = builtin_pairs()[0]
-        with DeblurEngine(fp32, provider="cpu") as exact, DeblurEngine(path, provider="cpu") as engine:
-            photo = at_size(pair.blurred, *SIZE)
-            timings = take_turns({"fp32": partial(exact, photo), "int8": partial(engine, photo)}, rounds=rounds)
-            loss = psnr(engine(pair.blurred), exact(pair.blurred))
-    except (DeblurError, RuntimeError, ValueError) as error:
-        return [{"network": name, "variant": "quantize_static", "left out": " ".join(str(error).split())}]
-    about = {"network": name, "variant": "quantize_static defaults", "run by": "ONNX Runtime"}
-    return [{**about, "ms": timings["int8"].median_ms, "to fp32, dB": float(np.round(loss, 2)), "MACs in int8": None}]
+
+PEERS: Mapping[tuple[str, str], Callable[[Path, Path, int], Restorer]] = {
+    ("quantize_static defaults", "ONNX Runtime"): _onnxruntime,
+    ("NNCF int8", "OpenVINO"): _nncf,
+}
 
 
 def main(options: Networks) -> None:
@@ -188,11 +201,11 @@ def main(options: Networks) -> None:
         if name not in BUILT and ":" not in name and not Path(name).is_file():
             raise InputError(f"networks has {name!r}; allowed: {', '.join(BUILT)}, a file or package.module:build")
         with TemporaryDirectory(prefix="deblur-networks-") as folder:
-            rows += measured(name, Path(folder), options.rounds)
+            rows += measured(name, Path(folder), options.rounds, options.threads)
     for row in rows:
         print(json.dumps(row))
     if options.json:
-        about = {"networks": list(options.networks), "size": "{}x{}".format(*SIZE), "rounds": options.rounds}
+        about = {"networks": list(options.networks), "size": "{}x{}".format(*SIZE), "threads": options.threads}
         write_json(options.json, new_record("networks", about, found={"of_other_people": rows}))
 
 
