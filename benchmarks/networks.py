@@ -127,8 +127,11 @@ def build() -> nn.Module:
 _current = "small-nafnet"
 
 
-def measured(name: str, folder: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
-    """The rows of one network, exported to ``folder``: what came out and what its peers made of it, timed in turn."""
+def measured(name: str, folder: Path, rounds: int, threads: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of one network, exported to ``folder``: what came out and what its peers made of it, timed in turn.
+
+    Besides, what its bundle took.
+    """
     global _current
     known = name in BUILT
     _current = name if known else _current
@@ -167,7 +170,7 @@ def measured(name: str, folder: Path, rounds: int, threads: int) -> list[dict[st
         row: dict[str, Any] = {"variant": way[0], "run by": way[1] if way in PEERS else f"deblur_deploy, {way[1]}"}
         row |= {"ms": round(timing.median_ms, 1), "±": f"{timing.noise:.1%}"}
         rows.append({**about, **row, "to fp32, dB": round(losses[way], 2), "MACs in int8": shares.get(way)})
-    return [*rows, {**about, "variant": "bundle", "made in, s": round(took)}]
+    return rows, {**about, "seconds": round(took)}
 
 
 def _quantized(fp32: Path, target: Path, how: Callable[[Path, Path, Sequence[Image]], Path]) -> Path:
@@ -180,7 +183,7 @@ def _quantized(fp32: Path, target: Path, how: Callable[[Path, Path, Sequence[Ima
 
 
 def _onnxruntime(fp32: Path, folder: Path, threads: int) -> Restorer:
-    path = _quantized(fp32, folder / "defaults.onnx", peer_onnx.quantize_onnxruntime)
+    path = _quantized(fp32, folder / "defaults.onnx", partial(peer_onnx.quantize_onnxruntime, symbolic=False))
     return peer_onnx.onnxruntime_defaults({"{}x{}".format(*SIZE): str(path)}, threads).restore
 
 
@@ -197,16 +200,20 @@ PEERS: Mapping[tuple[str, str], Callable[[Path, Path, int], Restorer]] = {
 
 def main(options: Networks) -> None:
     rows: list[dict[str, Any]] = []
+    bundles: list[dict[str, Any]] = []
     for name in options.networks:
         if name not in BUILT and ":" not in name and not Path(name).is_file():
             raise InputError(f"networks has {name!r}; allowed: {', '.join(BUILT)}, a file or package.module:build")
         with TemporaryDirectory(prefix="deblur-networks-") as folder:
-            rows += measured(name, Path(folder), options.rounds, options.threads)
-    for row in rows:
-        print(json.dumps(row))
+            found, bundle = measured(name, Path(folder), options.rounds, options.threads)
+        rows += found
+        bundles.append(bundle)
+        for row in (*found, bundle):
+            print(json.dumps(row), flush=True)
     if options.json:
-        about = {"networks": list(options.networks), "size": "{}x{}".format(*SIZE), "threads": options.threads}
-        write_json(options.json, new_record("networks", about, found={"of_other_people": rows}))
+        settings = {"networks": list(options.networks), "size": "{}x{}".format(*SIZE), "threads": options.threads}
+        record = new_record("networks", settings, found={"of_other_people": rows, "bundle_made_in": bundles})
+        write_json(options.json, record)
 
 
 if __name__ == "__main__":

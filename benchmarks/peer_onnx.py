@@ -68,8 +68,11 @@ def quantize_nncf(source: Path, target: Path, tiles: Sequence[Image]) -> Path:
     return target
 
 
-def quantize_onnxruntime(source: Path, target: Path, tiles: Sequence[Image]) -> Path:
-    """``quantize_static`` of ONNX Runtime with its own defaults after its own pre-processing."""
+def quantize_onnxruntime(source: Path, target: Path, tiles: Sequence[Image], *, symbolic: bool = True) -> Path:
+    """``quantize_static`` of ONNX Runtime with its own defaults after its own pre-processing.
+
+    ``symbolic``: with its symbolic shapes, which fail on some networks.
+    """
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -81,7 +84,7 @@ def quantize_onnxruntime(source: Path, target: Path, tiles: Sequence[Image]) -> 
             return None if tile is None else {"image": tile[None]}
 
     prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(source, prepared)
+    quant_pre_process(source, prepared, skip_symbolic_shape=not symbolic)
     quantize_static(prepared, target, Reader())
     return target
 

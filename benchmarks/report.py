@@ -31,7 +31,7 @@ BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 NAMES = ("latency", "quality", "peers", "limits", "scaling")
 OTHERS = (
     "pruning", "pruning-article", "quantization", "engine", "video", "robustness", "soak", "training", "serving",
-    "cluster",
+    "cluster", "networks",
 )  # fmt: skip
 """Records that are shown as they come: ``found`` may hold ``tables`` (heading, columns, rows of texts, note) and
 ``points`` (label, group, milliseconds, psnr) to plot; the page shows NAME_*.svg beside it too."""
