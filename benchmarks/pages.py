@@ -47,12 +47,15 @@ OWN = {"latency", "quality", "peers", "limits", "scaling"}
 """Benchmarks with tables of their own; of the others everything is shown as it comes."""
 
 
-def readme_block(records: Records, sizes: dict[str, int]) -> str:
-    """The short table and three sentences; ``sizes`` are the bytes of each variant's file."""
+def readme_block(records: Records, sizes: dict[str, int], larger: Record | None = None) -> str:
+    """The short table and three sentences; ``sizes`` are the bytes of each variant's file.
+
+    ``larger``: the quality of the preset of that name.
+    """
     where = f"Measured on {processor(records['latency'])}, {threads(records['latency'])} threads."
     where += f" Times are of {EARLIER}." if is_earlier(records["latency"]) else ""
     sentences = [
-        quality_sentence(records["quality"], "docs/benchmarks/main.md"),
+        quality_sentence(records["quality"], "docs/benchmarks/main.md", larger),
         times_faster(records["peers"], "docs/benchmarks/index.md") if "peers" in records else "",
         int8_sentence(records["quality"], "docs/int8.md"),
     ]

@@ -114,7 +114,8 @@ def texts(options: Report, machines: dict[Path, Records]) -> dict[Path, str]:
     """Every file of text that is made of records alone."""
     pages = named(machines)
     sizes = {name: variant.path.stat().st_size for name, variant in Bundle.read(options.model).variants.items()}
-    main = readme_block(pages[MAIN], sizes)
+    larger = options.results / "quality" / "quality.json"
+    main = readme_block(pages[MAIN], sizes, read_record(larger) if larger.is_file() else None)
     index = options.docs / "index.md"
     return {
         options.readme: splice(options.readme, main),

@@ -72,17 +72,26 @@ def times_faster(record: Record, link: str = "") -> str:
     )
 
 
-def quality_sentence(record: Record, link: str) -> str:
-    """What the variant that runs by default gains on each set of pairs, or nothing if it was not measured."""
-    gains = [
+def quality_sentence(record: Record, link: str, larger: Record | None) -> str:
+    """What the variant that runs by default gains on each set of pairs, or nothing if it was not measured.
+
+    ``larger``: the same of the preset ``quality``, which is for those who have the time.
+    """
+    if not (gains := _gains(record)):
+        return ""
+    links = f"[the sets](models/README.md), [every variant]({link})"
+    said = f"int8 gains in PSNR over the blurred photographs: {gains}; {links}."
+    if larger is not None and (more := _gains(larger)):
+        said += f" The larger `quality` ([weights](models/README.md)) gains, in int8: {more}."
+    return said
+
+
+def _gains(record: Record) -> str:
+    return ", ".join(
         f"{row.psnr - row.psnr_blurred:+.2f} dB ({row.data})"
         for row in record.rows
         if (row.variant, row.provider) == ("int8", "cpu") and row.psnr is not None and row.psnr_blurred is not None
-    ]
-    if not gains:
-        return ""
-    sets = "[the sets](models/README.md)"
-    return f"int8 gains in PSNR over the blurred photographs: {', '.join(gains)}; {sets}, [every variant]({link})."
+    )
 
 
 def int8_sentence(record: Record, link: str) -> str:
