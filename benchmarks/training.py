@@ -81,7 +81,8 @@ def convolutions(preset: Preset, stage: Stage, rounds: int = 7) -> dict[str, obj
             took[name].append(1e3 * (time.perf_counter() - since))
     plain, winograd = (median(values[1:]) for values in took.values())
     pace = {"plain_ms": round(plain, 1), "winograd_ms": round(winograd, 1), "ratio": round(plain / winograd, 2)}
-    return {"preset": preset, **msgspec.to_builtins(stage), "threads": torch.get_num_threads(), **pace}
+    shape = {"patches": stage.patches, "side_px": stage.side_px, "threads": torch.get_num_threads()}
+    return {"preset": preset, **shape, **pace}
 
 
 @contextmanager
