@@ -13,7 +13,6 @@ OpenVINO (extra ``peers``), all timed in turn and compared with fp32 on the same
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +42,7 @@ from deblur_deploy.pipeline.doors.weights import import_spandrel
 from deblur_deploy.pipeline.photos import builtin_calibration, builtin_pairs
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.runtime.bundle import MANIFEST, Bundle
+from deblur_deploy.runtime.threads import usable_cores
 
 SIZE = (640, 360)
 
@@ -57,7 +57,7 @@ class Networks:
     """Write a record here, too."""
     rounds: int = 10
     """Timed calls of each variant at most: no new round begins after two minutes."""
-    threads: int = len(os.sched_getaffinity(0))
+    threads: int = usable_cores()
     """Threads of every variant and peer."""
 
 
@@ -162,14 +162,14 @@ def measured(name: str, folder: Path, rounds: int, threads: int) -> tuple[list[d
             rows.append({**about, "variant": way[0], "run by": way[1], "left out": why})
     photo = at_size(builtin_pairs()[0].blurred, *SIZE)
     exact = calls["fp32", "cpu"](photo)
-    losses = {way: psnr(call(photo), exact) for way, call in calls.items()}
+    losses = {way: round(psnr(call(photo), exact), 2) for way, call in calls.items() if way != ("fp32", "cpu")}
     timed = {" by ".join(way): partial(call, photo) for way, call in calls.items()}
     timings = take_turns(timed, rounds=rounds, warm_up=1, budget_s=120)
     for way in calls:
         timing = timings[" by ".join(way)]
         row: dict[str, Any] = {"variant": way[0], "run by": way[1] if way in PEERS else f"deblur_deploy, {way[1]}"}
         row |= {"ms": round(timing.median_ms, 1), "±": f"{timing.noise:.1%}"}
-        rows.append({**about, **row, "to fp32, dB": round(losses[way], 2), "MACs in int8": shares.get(way)})
+        rows.append({**about, **row, "to fp32, dB": losses.get(way), "MACs in int8": shares.get(way)})
     return rows, {**about, "seconds": round(took)}
 
 

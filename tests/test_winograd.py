@@ -27,7 +27,7 @@ def used(result: Tensor) -> bool:
     return type(result.grad_fn).__name__ == "_ConvolutionBackward"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 5),
     inputs=st.integers(48, 70),
