@@ -95,8 +95,8 @@ def test_perceptual_takes_torchvisions_file_and_moves_with_the_sum(suffix: str, 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("l3=1", "unknown loss 'l3'"), ("l1=x", "no positive weight"), ("l1=-1", "no positive weight"),
-     ("l1=nan", "no positive weight"), ("", "unknown loss ''"), ("perceptual=1", "--vgg-weights")],
+    [("l3=1", "loss 'l3' is unknown"), ("l1=x", "no positive weight"), ("l1=-1", "no positive weight"),
+     ("l1=nan", "no positive weight"), ("", "loss '' is unknown"), ("perceptual=1", "--vgg-weights")],
 )  # fmt: skip
 def test_a_bad_loss_is_named(text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):

@@ -46,6 +46,7 @@ VALUES = st.one_of(
 @example(key=("int8", "tiles"), value="16")
 @example(key=("verify", "providers"), value="cpu")
 @example(key=("int8", "method"), value="min\nmax")
+@example(key=("prune", "recover", "loss"), value="")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line_with_its_path(tmp_path, key, value):
     for name in reversed(key):

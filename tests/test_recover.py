@@ -155,7 +155,8 @@ def test_minutes_become_steps_once(pairs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "said"),
-    [({"steps": -1}, "steps is -1"), ({"loss": "l3"}, "unknown loss 'l3'"), ({"loss": "perceptual"}, "not perceptual"),
+    [({"steps": -1}, "steps is -1"), ({"loss": "l3"}, "loss 'l3' is unknown"),
+     ({"loss": "perceptual"}, "not perceptual"),
       ({"minutes": 0.0}, "minutes is 0"), ({"side_px": 4}, "side_px is 4"),
      ({"learning_rate": 0.0}, "learning_rate is 0"), ({"teacher": -1.0}, "teacher is -1")],
 )  # fmt: skip

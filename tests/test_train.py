@@ -291,7 +291,7 @@ def test_preview_is_a_sheet_of_samples_and_nothing_else(data: Path, tmp_path: Pa
         (("--init", "shipped", "--grow", "article"), InputError, "same stem"),
         (("--val", "nowhere"), MissingFileError, "nowhere"),
         (("--frames", "nowhere"), MissingFileError, "nowhere"),
-        (("--loss", "l7"), InputError, "unknown loss"),
+        (("--loss", "l7"), InputError, "loss 'l7' is unknown"),
         (("--loss", "perceptual=1"), InputError, "--vgg-weights"),
         (("--kernels", "nowhere.npz"), InputError, r"nowhere\.npz"),
         (("--resume",), MissingFileError, "state.safetensors"),

@@ -33,7 +33,7 @@ def loss_terms(text: str) -> list[tuple[str, float]]:
         except ValueError:
             value = -1
         if name not in LOSS_NAMES:
-            raise InputError(f"unknown loss {name!r}; choose from {', '.join(LOSS_NAMES)}")
+            raise InputError(f"loss {name!r} is unknown; choose from {', '.join(LOSS_NAMES)}")
         if not 0 < value < float("inf"):
             raise InputError(f"loss {term.strip()!r} has no positive weight; write it as {name}=0.5")
         terms.append((name, value))
