@@ -35,7 +35,7 @@ from deblur_deploy.pipeline.int8.quantizer import plain_int8
 from deblur_deploy.pipeline.photos import builtin_pairs, calibration_from
 from deblur_deploy.pipeline.pruning.config import Importance, PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.pruning.fit import int8_layout
-from deblur_deploy.pipeline.pruning.prune import Sizes, network_of, plan_for, sensitivity
+from deblur_deploy.pipeline.pruning.prune import network_of, plan_for, sensitivity, sizes
 from deblur_deploy.pipeline.pruning.recover import batches_for, recover, samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
@@ -157,7 +157,7 @@ def run(options: Pruning) -> int:
     for provider in present(PROVIDERS, notes):
         rows += _deployed(options, provider, timed, sets, on_progress)
     found = {
-        "widths": {str(share): Sizes.of(dense, net).widths for share, net in timed.items() if share < 1},
+        "widths": {str(share): sizes(dense, net)["widths"] for share, net in timed.items() if share < 1},
         "sensitivity": {
             name: {str(gone): psnr for gone, psnr in curve.items()}
             for name, curve in sensitivity(plan, samples).items()

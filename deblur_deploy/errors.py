@@ -15,6 +15,7 @@ Each leaf is also the builtin that it stands for, so callers may catch either.  
 what was wrong, where, and what to do about it: the command line prints it as it is and exits with status 2.
 """
 
+from math import inf
 from textwrap import shorten
 
 
@@ -61,3 +62,14 @@ class MissingExtraError(DeblurError, ImportError):
 def one_line(error: BaseException, most: int = 400) -> str:
     """Somebody else's message on one line; what is longer than ``most`` ends after a whole word, and shows it."""
     return shorten(str(error), most, placeholder=" ...") or type(error).__name__
+
+
+def check_bounds(config: object, **bounds: tuple[float, float | None]) -> None:
+    """Raises ValueError for the first of these attributes that is not a number from the least to the most allowed one.
+
+    Without a most, any that is no less is allowed.
+    """
+    for name, (least, most) in bounds.items():
+        value = getattr(config, name)
+        if not least <= value <= (inf if most is None else most):
+            raise ValueError(f"{name} is {value}; allowed: {least} {'or more' if most is None else f'to {most}'}")

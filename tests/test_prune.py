@@ -17,7 +17,7 @@ from deblur_deploy.errors import InputError, VerificationError
 from deblur_deploy.pipeline.pruning.channels import Channels
 from deblur_deploy.pipeline.pruning.config import Importance, PruneConfig
 from deblur_deploy.pipeline.pruning.importance import allowed_widths, score
-from deblur_deploy.pipeline.pruning.prune import Plan, Sizes, as_unet, network_of, plan_for, sensitivity, unet_channels
+from deblur_deploy.pipeline.pruning.prune import Plan, as_unet, network_of, plan_for, sensitivity, sizes, unet_channels
 from deblur_deploy.training.checkpoint import save_checkpoint
 from deblur_deploy.training.unet import PRESETS, UNet, UNetConfig, parameter_count
 from tests.photos import photo
@@ -84,7 +84,7 @@ def check_zeros(config: UNetConfig, share: float, seed: int, height: int, width:
     image = torch.rand(1, 3, height, width)
     with torch.no_grad():
         assert torch.allclose(small(image), model(image), atol=1e-5 * float(model(image).abs().max()))
-    for name, (before, after) in Sizes.of(model, small).widths.items():
+    for name, (before, after) in sizes(model, small)["widths"].items():
         assert after == before - len(gone.get(name, []))
 
 
@@ -128,8 +128,8 @@ def test_the_cost_is_what_hooks_on_the_convolutions_count(method: Importance, ta
     kept = counts[1][target == "parameters"] / counts[0][target == "parameters"]
     assert share - 0.1 < kept <= share
     assert kept == pytest.approx(plan.share(plan.widths(share)))
-    assert Sizes.of(model, small).parameters == (counts[0][1], counts[1][1])
-    assert all(width % 16 == 0 or width == 48 for _, width in Sizes.of(model, small).widths.values() if width != 12)
+    assert sizes(model, small)["parameters"] == [counts[0][1], counts[1][1]]
+    assert all(width % 16 == 0 or width == 48 for _, width in sizes(model, small)["widths"].values() if width != 12)
 
 
 @pytest.mark.parametrize("method", ["taylor", "activation"])
@@ -245,7 +245,7 @@ def test_sensitivity_is_that_of_the_network_without_these_channels() -> None:
     model = unet()
     plan = plan_for(model, PruneConfig(macs=0.5), samples())
     found = sensitivity(plan, samples(), shares=(0.5,))
-    assert list(found) == [name for name in Sizes.of(model, model).widths if name != "head"]
+    assert list(found) == [name for name in sizes(model, model)["widths"] if name != "head"]
     name, curve = next(iter(found.items()))
     small, psnr = as_unet(plan.network({name: plan.channels.groups[name].width // 2})), 0.0
     for blurred, sharp in samples():

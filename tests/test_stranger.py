@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ from deblur_deploy.pipeline.pruning import module
 from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.pruning.finetune import finetune
 from deblur_deploy.pipeline.pruning.limit import time_limit
-from deblur_deploy.pipeline.pruning.smaller import Smaller
+from deblur_deploy.pipeline.pruning.shrink import Smaller
 from deblur_deploy.pipeline.recipe import Recipe
 from tests import strangers
 from tests.photos import photo
@@ -278,9 +279,9 @@ def source(net: nn.Module, **how: Any) -> Source:
 def test_it_is_fitted_to_a_latency(target: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
-    def slow_machine(files: list[Path], config: PruneConfig, _: object) -> list[SimpleNamespace]:
+    def slow_machine(makes: list[Callable[[Path], Path]], config: PruneConfig, _: object) -> list[SimpleNamespace]:
         asked.append(config.size())
-        return [SimpleNamespace(median_ms=float(path.read_text()) / 50) for path in files]
+        return [SimpleNamespace(median_ms=float(make(tmp_path).read_text()) / 50) for make in makes]
 
     def file(net: nn.Module, _: Convention, folder: Path) -> Path:
         (folder / "size").write_text(str(sum(value.numel() for value in net.parameters())))
@@ -367,7 +368,7 @@ def test_a_module_of_another_convention_is_pruned_in_ours() -> None:
 
 def test_one_of_our_own_goes_the_way_of_its_checkpoint(tmp_path: Path) -> None:
     one = open_door(None, NetworkConfig(model="tests.test_stranger:ours"), PAIRS, tmp_path)
-    assert (one.kind, one.runner, one.path) == ("checkpoint", None, tmp_path / "ours.safetensors")
+    assert (one.runner, one.path) == (None, tmp_path / "ours.safetensors")
 
 
 @pytest.mark.parametrize("output", ["", "full.1", "small"])
@@ -471,7 +472,7 @@ def test_a_module_may_change_where_modules_are_searched(tmp_path: Path, monkeypa
 
 def test_how_images_are_taken_is_found_out_again_on_other_pairs() -> None:
     def inputs_of(pairs: str, runner: Any) -> Any:
-        source = Source(kind="onnx", name="net", parent="hash", path=None, prepare=lambda: None, runner=runner)  # type: ignore[arg-type, return-value]
+        source = Source(name="net", parent="hash", path=None, prepare=lambda: None, runner=runner)  # type: ignore[arg-type, return-value]
         stages = SimpleNamespace(run=lambda *_, inputs, **__: inputs)
         photos = inputs.Photos(pairs, list)
         return Build(stages=stages, source=source, recipe=Recipe(), pairs=photos, calibration=photos).export()  # type: ignore[arg-type]

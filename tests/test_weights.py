@@ -54,7 +54,7 @@ def test_an_architecture_is_recognised_and_restores_as_it_does(nafnet: Any, wrap
     path = tmp_path / "net.pth"
     torch.save({"params": state, "epoch": 3} if wrapped else nafnet.state_dict(), path)
     source = open_door(path, NetworkConfig(), PAIRS, tmp_path)
-    assert source.kind == "weights"
+    assert source.path == path
     assert source.convention is not None
     image = photo(0, 40, 56)
     with torch.no_grad():

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from deblur_deploy.errors import check_bounds
+
 Layout = Literal["planes", "rows"]
 """How the graph rearranges pixels; see ``pipeline.graph``."""
 
@@ -47,12 +49,8 @@ class Int8Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Crops of the pairs on which each layer's own loss is measured; 0 leaves that out of the report."""
 
     def __post_init__(self) -> None:
-        for name, most in (("max_drop_db", 100), ("max_image_drop_db", 100), ("min_macs", 1)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {most}")
-        for name, lowest in (("tiles", 1), ("tile_px", 16), ("sensitivity_crops", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {lowest} or more")
+        check_bounds(self, max_drop_db=(0, 100), max_image_drop_db=(0, 100), min_macs=(0, 1))
+        check_bounds(self, tiles=(1, None), tile_px=(16, None), sensitivity_crops=(0, None))
 
 
 class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,17 +75,8 @@ class VerifyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Providers to run every variant on; empty means all that are present."""
 
     def __post_init__(self) -> None:
-        for name, most in (("fp16_max_drop_db", 100), ("fp16_min_db", 100), ("max_differing", 1)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to {most}")
-        for name, least, last in (
-            ("random_sizes", 0, 1000),
-            ("width_px", 1, 16384),
-            ("height_px", 1, 16384),
-            ("rounds", 1, 1000),
-        ):
-            if not least <= getattr(self, name) <= last:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} to {last}")
+        check_bounds(self, fp16_max_drop_db=(0, 100), fp16_min_db=(0, 100), max_differing=(0, 1))
+        check_bounds(self, random_sizes=(0, 1000), width_px=(1, 16384), height_px=(1, 16384), rounds=(1, 1000))
 
 
 class InputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from deblur_deploy.errors import ModelError
 from deblur_deploy.runtime.providers import first_line
@@ -23,12 +23,6 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 def constants_of(model: ModelProto) -> dict[str, NDArray[Any]]:
     """The initializers of ``model``, by name."""
     return {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
-
-
-def tensors_of(model: ModelProto) -> list[TensorProto]:
-    """The initializers of ``model``, and the tensors that its nodes hold."""
-    held = [one.t for node in model.graph.node for one in node.attribute if one.HasField("t")]
-    return [*model.graph.initializer, *held]
 
 
 def makers_of(model: ModelProto) -> dict[str, NodeProto]:

@@ -15,7 +15,7 @@ import skimage
 import torch
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.evaluation.quality import Pair, read_pairs
+from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.media.images import Image, list_images, read_image
 from deblur_deploy.training.blur import BlurConfig, draw_plan, synthesise
 from deblur_deploy.training.sources import Photos
@@ -68,11 +68,6 @@ def builtin_calibration() -> list[Image]:
 def builtin_photographs() -> list[Path]:
     """The sharp photographs that calibration is made of, as files."""
     return [Path(skimage.__file__).parent / "data" / name for name in _CALIBRATE]
-
-
-def pairs_from(folder: Path | None) -> list[Pair]:
-    """Pairs of ``folder`` (``blur/NAME``, ``sharp/NAME``), or the built-in ones."""
-    return builtin_pairs() if folder is None else list(read_pairs(folder))
 
 
 def calibration_from(folder: Path | None, count: int) -> dict[str, Image]:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deblur_deploy.errors import check_bounds
 from deblur_deploy.training.jpeg import jpeg_roundtrip
 from deblur_deploy.training.kernels import convolve, disk_kernel, gaussian_kernel, stacked
 from deblur_deploy.training.motion import Array, Range, draw_path, log_uniform, warped
@@ -83,14 +84,11 @@ class BlurConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Share of samples with a gamma of 1: many published pairs were averaged without decoding at all."""
 
     def __post_init__(self) -> None:
-        for name in (*get_args(Kind), "combined", "highlights", "noisy", "jpeg", "flatter", "undecoded"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
+        shares = (*get_args(Kind), "combined", "highlights", "noisy", "jpeg", "flatter", "undecoded")
+        check_bounds(self, **dict.fromkeys(shares, (0, 1)))
         if sum(getattr(self, kind) for kind in get_args(Kind)) <= 0:
             raise ValueError(f"the shares {', '.join(get_args(Kind))} are all 0; allowed: at least one above 0")
-        for name, low in (("rotation_deg", 0), ("zoom", 0), ("gamma", 1)):
-            if not low <= getattr(self, name) <= 10:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} to 10")
+        check_bounds(self, rotation_deg=(0, 10), zoom=(0, 10), gamma=(1, 10))
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if isinstance(value, tuple) and not 0 < value[0] <= value[1]:

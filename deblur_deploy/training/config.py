@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from deblur_deploy.errors import InputError
+from deblur_deploy.errors import InputError, check_bounds
 from deblur_deploy.runtime.hardware import bf16_flags
 
 Kind = Literal["muon", "adamw", "adam"]
@@ -59,8 +59,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for name, value in (("share", self.share), ("patches", self.patches)):
             if not value > 0:
                 raise ValueError(f"{name} is {value}; allowed: more than 0")
-        if not 8 <= self.side_px <= 4096:
-            raise ValueError(f"side_px is {self.side_px}; allowed: 8 to 4096")
+        check_bounds(self, side_px=(8, 4096))
 
     @classmethod
     def parse(cls, text: str) -> Stage:
@@ -124,9 +123,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in ("steps", "learning_rate", "clip_norm", "validate_every", "log_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: more than 0")
-        for name in ("multi_scale", "weight_decay", "warmup_steps", "seed", "workers", "save_every_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
+        names = ("multi_scale", "weight_decay", "warmup_steps", "seed", "workers", "save_every_s")
+        check_bounds(self, **dict.fromkeys(names, (0, None)))
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; allowed: 0 or more, below 1")
         if min(self.validate_px) < 0:

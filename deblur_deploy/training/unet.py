@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deblur_deploy.errors import check_bounds
+
 Widths = tuple[int, ...]
 Preset = Literal["article", "hd", "quality"]
 
@@ -38,8 +40,7 @@ class UNetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         levels = len(self.encoder)
-        if not 1 <= self.stem <= 8:
-            raise ValueError(f"stem is {self.stem}; allowed: 1 to 8")
+        check_bounds(self, stem=(1, 8))
         if not 1 <= levels <= 8:
             raise ValueError(f"encoder has {levels} levels; allowed: 1 to 8")
         if not len(self.up) == len(self.decoder) == levels - 1:

@@ -138,8 +138,7 @@ def exported(model: nn.Module, name: str, convention: Convention) -> ModelProto:
     divisor = convention.divisor
     tall, wide = (divisor * max(blocks, -(-pixels // divisor)) for blocks, pixels in ((3, 72), (5, 104)))
     tall, wide = max(tall, convention.least_px), max(wide, convention.least_px + divisor)
-    rows, columns = (2, 3) if convention.layout == "nchw" else (1, 2)
-    sizes: dict[int, Any] = {axis: _free(letter, divisor) for axis, letter in ((rows, "h"), (columns, "w"))}
+    sizes = free_sizes(convention)
     if convention.any_batch:
         sizes[0] = torch.export.Dim("batch")
     chosen = _Chosen(model, convention.output).eval()
@@ -180,6 +179,7 @@ def _agrees(model: ModelProto, module: nn.Module, image: Tensor) -> bool:
         return found.shape == expected.shape and not np.any(np.abs(found - expected) > 2e-3 * np.ptp(expected) + 1e-5)
 
 
-def _free(letter: str, divisor: int) -> Any:
-    dim = torch.export.Dim(letter)
-    return divisor * dim if divisor > 1 else dim
+def free_sizes(how: Convention) -> dict[int, Any]:
+    """Heights and widths of what a network takes, as torch's export names them, by axis."""
+    axes = zip((2, 3) if how.layout == "nchw" else (1, 2), map(torch.export.Dim, ("h", "w")), strict=True)
+    return {axis: how.divisor * dim if how.divisor > 1 else dim for axis, dim in axes}

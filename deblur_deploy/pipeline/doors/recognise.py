@@ -53,7 +53,7 @@ def recognise(
     how = Convention(layout=layout, input_bytes=takes_bytes, range="255" if takes_bytes else "1", output=outputs[0])
     divisor = trial.divisor(how, wish.divisor, side)
     least = next((n for k in (1, 2, 3, 4, 6, 8) if trial.takes(how, n := k * divisor, n)), side)
-    how = msgspec.structs.replace(how, divisor=divisor, least_px=least, any_batch=trial.takes_two(how, side))
+    how = msgspec.structs.replace(how, divisor=divisor, least_px=least, any_batch=trial.takes(how, side, side, batch=2))
     notes = []
     if guess:
         how, said = _guess(run, how, wish, outputs, pairs)
@@ -110,15 +110,11 @@ class _Trial:
             f"{shapes or 'nothing'}"
         )
 
-    def takes(self, how: Convention, height: int, width: int) -> bool:
-        """Whether an image of this size comes out at the same size."""
-        found = self.outputs(how.layout, height, width)
-        wanted = (1, 3, height, width) if how.layout == "nchw" else (1, height, width, 3)
+    def takes(self, how: Convention, height: int, width: int, batch: int = 1) -> bool:
+        """Whether images of this size come out at the same size."""
+        found = self.outputs(how.layout, height, width, batch=batch)
+        wanted = (batch, 3, height, width) if how.layout == "nchw" else (batch, height, width, 3)
         return found is not None and how.output in found and found[how.output].shape == wanted
-
-    def takes_two(self, how: Convention, side: int) -> bool:
-        found = self.outputs(how.layout, side, side, batch=2)
-        return found is not None and how.output in found and len(found[how.output]) == 2
 
     def divisor(self, how: Convention, wished: int | None, side: int) -> int:
         """The least number of whose multiples the network takes all."""
@@ -145,9 +141,7 @@ def _guess(
     blurred = float(np.mean([psnr(pair.blurred, pair.sharp) for pair in crops]))
     found: list[tuple[Convention, float]] = []
     for span, colour, output in product(ranges, colours, outputs):
-        tried = msgspec.convert(
-            {**msgspec.to_builtins(how), "range": span, "colour": colour, "output": output}, Convention
-        )
+        tried = msgspec.structs.replace(how, range=span, colour=colour, output=output)
         found.append((tried, _quality(Reference(run, tried), crops)))
     # In this order, so that what is unusual must be clearly better, and what is usual clearly wrong.
     best = found[0]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,14 +24,11 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import nn
 
-Kind = Literal["checkpoint", "onnx", "module", "weights"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """One network, not yet looked into where that takes time."""
 
-    kind: Kind
     name: str
     """As files and reports call it."""
     parent: str
@@ -105,7 +102,7 @@ def of_checkpoint(path: Path) -> Source:
             about={"network": msgspec.to_builtins(unet.config)},
         )
 
-    return Source(kind="checkpoint", name=path.stem, parent=sha256(path), path=path, prepare=prepare)
+    return Source(name=path.stem, parent=sha256(path), path=path, prepare=prepare)
 
 
 def _is_ours(path: Path) -> bool:
@@ -159,7 +156,7 @@ def _onnx(path: Path, wish: NetworkConfig, pairs: Photos[Pair]) -> Source:
         image_input(model, str(path))
         return OnnxRunner(model, str(path))
 
-    return Source(kind="onnx", name=path.stem, parent=_hash(path), path=path, prepare=prepare, runner=runner)
+    return Source(name=path.stem, parent=_hash(path), path=path, prepare=prepare, runner=runner)
 
 
 def _hash(path: Path) -> str:
@@ -167,13 +164,13 @@ def _hash(path: Path) -> str:
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-    from deblur_deploy.pipeline.nodes import tensors_of
-
     whole = sha256(path)
     try:
-        tensors = tensors_of(onnx.load(path, load_external_data=False))
+        graph = onnx.load(path, load_external_data=False).graph
     except Exception:  # read_onnx says what is wrong with it
         return whole
+    held = (one.t for node in graph.node for one in node.attribute if one.HasField("t"))
+    tensors = (*graph.initializer, *held)
     places = {str(ExternalDataInfo(tensor).location) for tensor in tensors if uses_external_data(tensor)}
     data = [path.parent / place for place in sorted(places) if (path.parent / place).is_file()]
     if not data:
@@ -239,7 +236,6 @@ def of_module(
     digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     said = (*notes, *told, *more)
     return Source(
-        kind="weights" if path else "module",
         name=name,
         parent=parent or digest,
         path=path,

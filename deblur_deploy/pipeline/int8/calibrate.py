@@ -163,13 +163,12 @@ def ranges_of_each(body: ModelProto, tiles: Sequence[Image], stem: int, op_types
     return each
 
 
-def spanning(each: Sequence[TensorsData], share: float | Mapping[str, float]) -> TensorsData:
-    """The ranges whose ends are not passed by ``share`` of the tiles, one for all activations or each its own."""
+def spanning(each: Sequence[TensorsData], share: float) -> TensorsData:
+    """The ranges whose ends are not passed by ``share`` of the tiles."""
     spans = {}
     for name in each[0]:
-        held = share if isinstance(share, float) else share[name]
         lows, highs = np.transpose([np.ravel(ranges[name].range_value) for ranges in each])
-        spans[name] = np.float32(np.quantile(lows, 1 - held)), np.float32(np.quantile(highs, held))
+        spans[name] = np.float32(np.quantile(lows, 1 - share)), np.float32(np.quantile(highs, share))
     return TensorsData(CalibrationMethod.MinMax, spans)
 
 

@@ -106,18 +106,15 @@ def _columns(
 
 def _readers(body: ModelProto) -> dict[str, NodeProto]:
     """The layers whose weights are rounded here, by the name of the weights."""
-    shapes = {value.name: tuple(value.dims) for value in body.graph.initializer}
+    ranks = {value.name: len(value.dims) for value in body.graph.initializer}
+    wanted = {"Conv": 4, "MatMul": 2}
     return {
         node.input[1]: node
         for node in body.graph.node
-        if node.op_type in ("Conv", "MatMul") and node.input[1] in shapes and layered(node, shapes)
+        if node.op_type in wanted
+        and ranks.get(node.input[1]) == wanted[node.op_type]
+        and attributes(node).get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
     }
-
-
-def layered(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether weights of such a shape are rounded here: those of plain convolutions and matrices."""
-    rank = 2 if node.op_type == "MatMul" else 4
-    return len(shapes[node.input[1]]) == rank and attributes(node).get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
 
 
 def _weights(body: ModelProto) -> dict[str, NDArray[np.float32]]:

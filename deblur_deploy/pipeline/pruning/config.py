@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 import tyro
 
+from deblur_deploy.errors import check_bounds
 from deblur_deploy.training.config import Kind, Precision, Stage, TrainConfig, loss_terms
 
 Importance = Literal["magnitude", "taylor", "activation"]
@@ -59,10 +60,8 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seed of data order and blur."""
 
     def __post_init__(self) -> None:
-        least = {"steps": 0, "patches": 1, "teacher": 0, "features": 0, "workers": 0, "seed": 0, "bank_gb": 0}
-        for name, value in least.items():
-            if not getattr(self, name) >= value:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {value} or more")
+        names = ("steps", "teacher", "features", "workers", "seed", "bank_gb")
+        check_bounds(self, patches=(1, None), **dict.fromkeys(names, (0, None)))
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise ValueError(f"minutes is {self.minutes:g}; allowed: more than 0")
         if not 3 <= self.frames_window[0] <= self.frames_window[1]:
@@ -133,11 +132,7 @@ class PruneConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         given = [name for name in ("macs", "parameters", "target_ms") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given together; allowed: one of them")
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f"balance is {self.balance:g}; allowed: 0 to 1")
-        for name in ("multiple", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        check_bounds(self, balance=(0, 1), multiple=(1, None), rounds=(1, None))
         self.size()
 
     def __bool__(self) -> bool:

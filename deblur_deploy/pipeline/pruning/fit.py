@@ -20,10 +20,10 @@ from deblur_deploy.pipeline.int8.quantizer import plain_int8
 from deblur_deploy.pipeline.pruning.config import PruneConfig
 from deblur_deploy.pipeline.pruning.prune import Plan, network_of
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.training.unet import UNet, UNetConfig
+from deblur_deploy.training.unet import UNet
 
 Measure = Callable[[Any], float]
-"""Milliseconds of a network; it depends on the widths alone, so it may remember them."""
+"""Milliseconds of a network."""
 
 CLOSE = 0.1
 """A network is close enough when it is at most this share faster than asked for."""
@@ -55,7 +55,8 @@ def fit(plan: Plan, target_ms: float, measure: Measure, network: Callable[[Plan,
     tried: dict[float, float] = {}
 
     def ms(share: float) -> float:
-        tried[share] = measure(network(plan, share))
+        if share not in tried:
+            tried[share] = measure(network(plan, share))
         return tried[share]
 
     def found(note: str = "") -> Fit:
@@ -93,34 +94,26 @@ def fit(plan: Plan, target_ms: float, measure: Measure, network: Callable[[Plan,
     return found()
 
 
-def time_exported(
-    nets: Sequence[UNet], config: PruneConfig, photos: Sequence[Image], *, rounds: int = 10, threads: int | None = None
-) -> list[Timing]:
+def time_exported(nets: Sequence[UNet], config: PruneConfig, photos: Sequence[Image]) -> list[Timing]:
     """Latency of each network, exported and run as ``config`` says; they take turns.
 
     ``photos`` calibrate int8.  Raises ProviderError if the provider is absent or does not run them.
     """
-    with TemporaryDirectory(prefix="deblur-fit-") as folder:
-        files = []
-        for index, unet in enumerate(nets):
-            path = Path(folder, str(index))
+    return time_files(
+        [partial(export_for, unet, config.provider, config.precision, photos) for unet in nets], config, photos[0]
+    )
+
+
+def time_files(makes: Sequence[Callable[[Path], Path]], config: PruneConfig, photo: Image) -> list[Timing]:
+    """Latency of the file that each of ``makes`` writes to a folder, on ``photo`` as ``config`` says, in turn."""
+    photo, calls = at_size(photo, *config.size()), dict[str, Callable[[], object]]()
+    with TemporaryDirectory(prefix="deblur-fit-") as folder, ExitStack() as engines:
+        for number, make in enumerate(makes):
+            path = Path(folder, str(number))
             path.mkdir()
-            files.append(export_for(unet, config.provider, config.precision, photos, path))
-        return time_files(files, config, photos[0], rounds=rounds, threads=threads)
-
-
-def time_files(
-    files: Sequence[Path], config: PruneConfig, photo: Image, *, rounds: int = 10, threads: int | None = None
-) -> list[Timing]:
-    """Latency of each of ``files`` on ``photo`` at the size and on the provider of ``config``, in turn."""
-    photo = at_size(photo, *config.size())
-    with ExitStack() as engines:
-        calls: dict[str, Callable[[], object]] = {}
-        for index, path in enumerate(files):
-            engine = engines.enter_context(DeblurEngine(path, provider=config.provider, threads=threads))
-            calls[str(index)] = partial(engine, photo)
-        timings = take_turns(calls, rounds=rounds)
-    return [timings[name] for name in calls]
+            engine = engines.enter_context(DeblurEngine(make(path), provider=config.provider))
+            calls[str(number)] = partial(engine, photo)
+        return list(take_turns(calls).values())
 
 
 def export_for(unet: UNet, provider: str, precision: Precision, photos: Sequence[Image], folder: Path) -> Path:
@@ -136,15 +129,3 @@ def export_for(unet: UNet, provider: str, precision: Precision, photos: Sequence
 def int8_layout(provider: str) -> Layout:
     """The layout of the int8 graph that is usually the fastest on ``provider``."""
     return "rows" if provider == "cpu" else "planes"
-
-
-def remembering(measure: Measure) -> Measure:
-    """``measure`` that is asked only once about the same widths."""
-    known: dict[UNetConfig, float] = {}
-
-    def ms(unet: UNet) -> float:
-        if unet.config not in known:
-            known[unet.config] = measure(unet)
-        return known[unet.config]
-
-    return ms

@@ -8,6 +8,7 @@ resume (see ``finetune``); a latency that is asked for is that of the fp32 file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +21,7 @@ from deblur_deploy.errors import DeblurError, InputError, one_line
 from deblur_deploy.evaluation.quality import Pair, psnr
 from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.convention import Convention, Reference
-from deblur_deploy.pipeline.doors.module import ModuleRunner, exported, standard
+from deblur_deploy.pipeline.doors.module import ModuleRunner, exported, free_sizes, standard
 from deblur_deploy.pipeline.doors.onnx_file import plain
 from deblur_deploy.pipeline.doors.source import Source, of_module
 from deblur_deploy.pipeline.export import Exporter
@@ -33,7 +34,7 @@ from deblur_deploy.pipeline.pruning.fit import fit, time_files
 from deblur_deploy.pipeline.pruning.limit import time_limit
 from deblur_deploy.pipeline.pruning.prune import Plan
 from deblur_deploy.pipeline.pruning.recover import samples_for
-from deblur_deploy.pipeline.pruning.smaller import Smaller
+from deblur_deploy.pipeline.pruning.shrink import Smaller
 from deblur_deploy.pipeline.rewrite import body_of
 from deblur_deploy.training.unet import parameter_count
 
@@ -83,18 +84,11 @@ def prune_module(
     # No square, which a network may take another road for.
     example = torch.rand(1, 3, job.side, job.side + how.divisor)
     try:
-        torch.export.save(torch.export.export(small, (example,), dynamic_shapes=(_sizes(how),)), file)
+        torch.export.save(torch.export.export(small, (example,), dynamic_shapes=(free_sizes(how),)), file)
     except Exception as error:  # the ONNX export, which has more ways than this one, has worked
         on_progress(f"note: no {MODULE} in the bundle: {one_line(error)}")
         return Smaller(source=smaller, record=record)
     return Smaller(source=smaller, record={**record, "checkpoint": MODULE, "sha256": smaller.parent}, file=file)
-
-
-def _sizes(how: Convention) -> dict[int, Any]:
-    dim = torch.export.Dim
-    return {
-        axis: how.divisor * dim(letter) if how.divisor > 1 else dim(letter) for axis, letter in ((2, "h"), (3, "w"))
-    }
 
 
 class _Job:
@@ -122,13 +116,8 @@ class _Job:
 
     def timed(self, *several: Mapping[str, int]) -> list[float]:
         """Milliseconds of networks of these widths, in turn."""
-        with TemporaryDirectory(prefix="deblur-fit-") as name:
-            files = []
-            for number, widths in enumerate(several):
-                folder = Path(name, str(number))
-                folder.mkdir()
-                files.append(fp32_file(self.plan.network(widths), self.how, folder))
-            took = [timing.median_ms for timing in time_files(files, self.config, self.pairs[0].blurred)]
+        makes = [partial(fp32_file, self.plan.network(widths), self.how) for widths in several]
+        took = [timing.median_ms for timing in time_files(makes, self.config, self.pairs[0].blurred)]
         self.say(f"timed at {self.config.at}, ms: " + ", ".join(f"{ms:.1f}" for ms in took))
         return took
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,27 +111,18 @@ def _widths(layers: nn.Module) -> Widths:
     return tuple(layer.out_channels for layer in layers.children() if isinstance(layer, kinds))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """What pruning did to the shape of the network."""
-
-    widths: dict[str, tuple[int, int]]
-    """Channels before and after, by layer."""
-    macs_per_pixel: tuple[float, float]
-    parameters: tuple[int, int]
-
-    @classmethod
-    def of(cls, dense: UNet, pruned: UNet) -> Sizes:
-        """The difference of two networks of the same layers."""
-        before, after = (
-            {name: layer.out_channels for name, layer in unet.named_modules() if hasattr(layer, "out_channels")}
-            for unet in (dense, pruned)
-        )
-        return cls(
-            widths={name: (width, after[name]) for name, width in before.items()},
-            macs_per_pixel=(dense.config.macs_per_pixel, pruned.config.macs_per_pixel),
-            parameters=(parameter_count(dense), parameter_count(pruned)),
-        )
+def sizes(dense: UNet, pruned: UNet) -> dict[str, Any]:
+    """What pruning did to the shape of the network: channels by layer, and costs, before and after."""
+    nets = (dense, pruned)
+    before, after = (
+        {name: layer.out_channels for name, layer in unet.named_modules() if hasattr(layer, "out_channels")}
+        for unet in nets
+    )
+    return {
+        "widths": {name: [width, after[name]] for name, width in before.items()},
+        "macs_per_pixel": [unet.config.macs_per_pixel for unet in nets],
+        "parameters": [parameter_count(unet) for unet in nets],
+    }
 
 
 def plan_for(unet: UNet, config: PruneConfig, samples: Samples) -> Plan:

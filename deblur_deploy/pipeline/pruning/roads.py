@@ -8,8 +8,7 @@ from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.doors.source import Source, of_checkpoint
 from deblur_deploy.pipeline.inputs import Photos
 from deblur_deploy.pipeline.pruning.config import PruneConfig
-from deblur_deploy.pipeline.pruning.shrink import PRUNED, Shrinking
-from deblur_deploy.pipeline.pruning.smaller import Smaller
+from deblur_deploy.pipeline.pruning.shrink import PRUNED, Shrinking, Smaller
 from deblur_deploy.pipeline.stages import Record, Stages
 
 

@@ -18,6 +18,7 @@ from deblur_deploy.errors import ModelError
 from deblur_deploy.evaluation.machine import package_versions, this_machine, versions
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
+from deblur_deploy.pipeline.doors.source import Source
 from deblur_deploy.pipeline.inputs import DECODERS, Photos
 from deblur_deploy.pipeline.pruning.config import WEAK, PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, to_record
@@ -25,6 +26,17 @@ from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, to_recor
 _PRUNE, _RECOVER, _FIT = (f"deblur_deploy.pipeline.pruning.{name}" for name in ("prune", "recover", "fit"))
 _VALIDATION, _PHOTOS = "deblur_deploy.training.validation", "deblur_deploy.pipeline.photos"
 PRUNED = "pruned.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smaller:
+    """A network after pruning, or as it was."""
+
+    source: Source
+    record: Record
+    """What there is to say about pruning."""
+    file: Path | None = None
+    """The pruned network, for the bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +82,7 @@ class Shrinking:
 
     def _fit(self) -> Done:
         def make(_: Path) -> Record:
-            from deblur_deploy.pipeline.pruning.fit import fit, remembering
+            from deblur_deploy.pipeline.pruning.fit import fit
             from deblur_deploy.pipeline.pruning.prune import plan_for
             from deblur_deploy.pipeline.pruning.recover import samples_for
             from deblur_deploy.training.checkpoint import load_checkpoint
@@ -84,7 +96,7 @@ class Shrinking:
             samples = samples_for(self.config.recover, self.stages.work)
             plan = plan_for(load_checkpoint(self.checkpoint), self.config, samples)
             assert self.config.target_ms is not None
-            return to_record(fit(plan, self.config.target_ms, remembering(measure)))
+            return to_record(fit(plan, self.config.target_ms, measure))
 
         return self.stages.run(
             f"fit to {self.config.target_ms:g} ms",
@@ -200,14 +212,14 @@ class Shrinking:
 
     def _compare(self, pruned: Path, recovered: Path) -> Done:
         def make(_: Path) -> Record:
-            from deblur_deploy.pipeline.pruning.prune import Sizes
+            from deblur_deploy.pipeline.pruning.prune import sizes
             from deblur_deploy.training.checkpoint import load_checkpoint
             from deblur_deploy.training.validation import validate
 
             nets = {"dense": self.checkpoint, "pruned": pruned, "recovered": recovered}
             loaded = {name: load_checkpoint(path) for name, path in nets.items()}
             psnr = {name: validate(net, {"": self.pairs.images})[""].mean.psnr for name, net in loaded.items()}
-            return {"psnr": psnr, **to_record(Sizes.of(loaded["dense"], loaded["recovered"]))}
+            return {"psnr": psnr, **sizes(loaded["dense"], loaded["recovered"])}
 
         return self.stages.run(
             "dense, pruned and recovered",
