@@ -69,6 +69,15 @@ def test_a_machine_of_steps_gives_the_best_and_says_what_lies_above(plan: Plan) 
     assert all(a < b for a, b in pairwise(shares))
 
 
+def test_a_network_that_cannot_shrink_is_measured_once() -> None:
+    model = UNet(UNetConfig(stem=4, encoder=((1,), (1,)), up=(1,), decoder=((1,),)))
+    whole = plan_for(model, PruneConfig(macs=0.5, importance="magnitude"), [])
+    asked, measure = clock(whole, 1.0)
+    with pytest.raises(InputError, match=r"takes 100\.0 ms; that is the best"):
+        fit(whole, 50, measure)  # type: ignore[arg-type]
+    assert asked == [1.0]
+
+
 @pytest.mark.slow
 def test_exported_networks_are_timed_in_turn() -> None:
     config = PruneConfig(at="64x48")

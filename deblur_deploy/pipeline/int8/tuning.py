@@ -39,7 +39,7 @@ _SCALE_RATE, _BIAS_RATE = 0.03, 2e-4
 """Highest learning rates of Adam, of the logarithm of a scale and of the biases of equalized channels.
 
 Adam moves a bias by about its rate at every step, however little there is to gain.  Biases that learn too fast learn
-the calibration tiles by heart: at 1e-3, five times as much, int8 of ``quality`` lost 0.027 dB on gopro6 and 0.014 on
+the calibration tiles by heart: at 1e-3, five times as much, int8 of ``quality`` lost 0.030 dB on gopro6 and 0.017 on
 reds5, at this rate 0.011 and 0.008; ``hd`` at most 0.005 on any set, as before.
 """
 _ROOM, _ROOM_COST, _ROOM_RUNS, _ROOM_TILES = 2.0, 0.1, 600, 16
