@@ -6,11 +6,9 @@ OpenVINO does, is one line here.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,9 +20,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM
+from deblur_deploy.runtime.assignment import kernels_run, macs_of_run, shapes_of
 from deblur_deploy.runtime.providers import Provider, find
 
-_EVENT = "_kernel_time"
+Event = tuple[str, dict[str, Any]]
+"""A kernel that ran: its node's name, and its profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Node:
 class Cost:
     """What a convolution of the file costs."""
 
-    macs: int
+    macs: float
     output: tuple[int, ...]
     """NCHW."""
 
@@ -65,8 +65,8 @@ def profiled(
     threads: int,
     runs: int,
     optimised: bool = True,
-) -> list[dict[str, Any]]:
-    """The profiler's events of ``runs`` runs of a model (an ``.onnx`` file's content) whose sizes are fixed.
+) -> list[Event]:
+    """Name and profile of every kernel of ``runs`` runs of a model (an ``.onnx`` file's content) whose sizes are fixed.
 
     ``image`` is HxWx3 uint8, ``precision`` the arithmetic.  The session is told what the engine's own is told.
     """
@@ -88,22 +88,19 @@ def profiled(
         session = ort.InferenceSession(data, options, providers or None, enable_fallback=0)
         for _ in range(runs):
             session.run([OUTPUT], {INPUT: image[None]})
-        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return events
+        return kernels_run(session)
 
 
-def costs_of(events: Sequence[Mapping[str, Any]]) -> list[Cost]:
+def costs_of(events: Sequence[Event]) -> list[Cost]:
     """What each convolution of a graph that was not optimised costs, in order."""
     found: dict[str, Cost] = {}
-    for event in events:
-        if event["name"].endswith(_EVENT) and event["args"]["op_name"] == "Conv":
-            (_, weight, *_), (output, *_) = (_shapes(event["args"], which) for which in ("input", "output"))
-            # Every value that comes out is the sum over one filter.
-            found.setdefault(event["name"], Cost(macs=prod(output) * prod(weight[1:]), output=output))
+    for name, about in events:
+        if about["op_name"] == "Conv":
+            found.setdefault(name, Cost(macs=macs_of_run(about), output=shapes_of(about, "output")[0]))
     return list(found.values())
 
 
-def nodes_of(events: Sequence[Mapping[str, Any]], costs: Sequence[Cost], ceiling: float | None) -> list[Node]:
+def nodes_of(events: Sequence[Event], costs: Sequence[Cost], ceiling: float | None) -> list[Node]:
     """Every node in the order of its first run; the first run of each is warm-up and counts only where it is alone.
 
     ``costs`` are those of the file's convolutions in order, ``ceiling`` is in multiply-accumulates a second.
@@ -112,17 +109,16 @@ def nodes_of(events: Sequence[Mapping[str, Any]], costs: Sequence[Cost], ceiling
     """
     times: dict[tuple[str, str], list[float]] = {}
     first: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for event in events:
-        if event["name"].endswith(_EVENT):
-            # Some optimised nodes share a name, but not their number in the graph.
-            key = event["name"].removesuffix(_EVENT), event["args"].get("node_index", "")
-            times.setdefault(key, []).append(event["dur"] / 1e3)
-            first.setdefault(key, event["args"])
+    for name, about in events:
+        # Some optimised nodes share a name, but not their number in the graph.
+        key = name, about.get("node_index", "")
+        times.setdefault(key, []).append(about["ms"])
+        first.setdefault(key, about)
     medians = {key: median(values[1:] or values) for key, values in times.items()}
     total = sum(medians.values())
     convolutions = [key for key in first if "Conv" in first[key]["op_name"]]
     matched = dict(zip(convolutions, costs, strict=False)) if len(convolutions) == len(costs) else {}
-    if not all(_gives(_shapes(first[key], "output")[0], cost.output) for key, cost in matched.items()):
+    if not all(_gives(shapes_of(first[key], "output")[0], cost.output) for key, cost in matched.items()):
         matched = {}
     nodes = []
     for key, ms in medians.items():
@@ -133,7 +129,7 @@ def nodes_of(events: Sequence[Mapping[str, Any]], costs: Sequence[Cost], ceiling
                 name=key[0],
                 type=first[key]["op_name"],
                 provider=first[key]["provider"],
-                output=_shapes(first[key], "output")[0],
+                output=shapes_of(first[key], "output")[0],
                 ms=ms,
                 share=ms / total if total else 0.0,
                 giga_macs=cost.macs / 1e9 if cost else None,
@@ -152,10 +148,6 @@ def _gives(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
         for place in (1, len(shape) - 1)
         for rest in ((*shape[:place], *shape[place + 1 :]),)
     )
-
-
-def _shapes(about: Mapping[str, Any], which: str) -> list[tuple[int, ...]]:
-    return [tuple(shape) for entry in about[f"{which}_type_shape"] for shape in entry.values()] or [()]
 
 
 def by_type(nodes: Sequence[Node]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def _ours(
     try:
         int8, about = quantize(exporter, artifacts[0], calibration_from(None, 0), pairs(options), how, on_progress)
         artifacts += int8
-        found = about.row()
+        found = asdict(about)
     except DeblurError as error:
         notes.append(f"{checkpoint.stem}: no int8, {error}")
         found = {"error": str(error)}

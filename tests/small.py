@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from onnx import ModelProto
 
+from deblur_deploy.pipeline.body import export_body
 from deblur_deploy.pipeline.config import Int8Config, Layout, VerifyConfig
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.graph import export_body
 from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.pipeline.rows import in_rows

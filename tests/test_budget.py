@@ -1,7 +1,7 @@
 """int8 keeps its budget, gives layers back until it does, or says why it cannot."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from typing import get_args
 
@@ -65,7 +65,7 @@ def test_the_first_method_within_the_budget_is_taken_with_everything_that_was_fo
     # Errors far below a level change some values by one: as many as the worst layer, at most those of all layers.
     errors = [row.error for row in found.sensitivity]
     assert 0.7 * max(errors) < whole < sum(errors)
-    assert json.loads(json.dumps(found.row()))["audit"]["tiles"] == 3
+    assert json.loads(json.dumps(asdict(found)))["audit"]["tiles"] == 3
 
 
 def test_layers_go_back_to_float_until_the_budget_is_kept(exporter, fp32, pairs, generous, monkeypatch):

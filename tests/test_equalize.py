@@ -5,8 +5,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from deblur_deploy.pipeline.body import export_body
 from deblur_deploy.pipeline.config import Layout
-from deblur_deploy.pipeline.graph import BLOCKS, export_body
+from deblur_deploy.pipeline.graph import BLOCKS
 from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized, scalable
 from deblur_deploy.pipeline.rows import in_rows

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from onnx import helper, parser
 
 from deblur_deploy.contract import INPUT
-from deblur_deploy.pipeline.graph import (
-    BLOCKS,
-    CORRECTION,
-    Body,
-    Upsample,
-    assemble,
-    export_body,
-    in_half_precision,
-)
+from deblur_deploy.pipeline.body import Body, export_body
+from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, assemble, in_half_precision
 from deblur_deploy.pipeline.int8.quantize import to_blocks
 from deblur_deploy.pipeline.network import Network
 from deblur_deploy.training.validation import TorchRestorer
@@ -48,12 +41,6 @@ def exported():
         return made[key]
 
     return get
-
-
-def test_upsample_is_the_transposed_convolution():
-    up = torch.nn.ConvTranspose2d(6, 5, 2, stride=2).double()
-    x = torch.randn(2, 6, 4, 7, dtype=torch.float64)
-    torch.testing.assert_close(Upsample(up).double()(x), up(x), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -11,10 +11,11 @@ from onnx import ModelProto
 from torch import nn
 
 from deblur_deploy.errors import InputError, ModelError
+from deblur_deploy.pipeline.body import to_onnx
 from deblur_deploy.pipeline.convention import Convention
 from deblur_deploy.pipeline.doors.module import exported
 from deblur_deploy.pipeline.doors.onnx_file import plain
-from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, to_onnx
+from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
 from deblur_deploy.pipeline.nodes import OnnxRunner
 from deblur_deploy.pipeline.rewrite import body_of, prepared
 from deblur_deploy.pipeline.rows import in_rows

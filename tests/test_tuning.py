@@ -9,7 +9,8 @@ from onnx.numpy_helper import to_array
 from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData
 
-from deblur_deploy.pipeline.graph import CORRECTION, export_body
+from deblur_deploy.pipeline.body import export_body
+from deblur_deploy.pipeline.graph import CORRECTION
 from deblur_deploy.pipeline.int8.calibrate import ranges_of_each, run_body, spanning, to_blocks
 from deblur_deploy.pipeline.int8.concat import joined, tied
 from deblur_deploy.pipeline.int8.quantize import quantize_body

@@ -14,8 +14,9 @@ from deblur_deploy import __version__
 from deblur_deploy.contract import Io, ModelContract, Precision
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.artifact import Artifact
+from deblur_deploy.pipeline.body import export_body
 from deblur_deploy.pipeline.config import Layout
-from deblur_deploy.pipeline.graph import assemble, export_body, in_half_precision
+from deblur_deploy.pipeline.graph import assemble, in_half_precision
 from deblur_deploy.pipeline.network import Network, Prepared
 from deblur_deploy.pipeline.rows import in_rows
 from deblur_deploy.training.unet import UNet

@@ -71,6 +71,14 @@ def drop_dead(model: ModelProto) -> None:
     drop_constants(model, needed)
 
 
+def drop_notes(model: ModelProto) -> None:
+    """Remove, in place, what is for people only, names files of another machine, or need not hold any longer."""
+    del model.graph.value_info[:], model.metadata_props[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+
+
 def with_constants(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> ModelProto:
     """``model`` with other values for the constants that ``values`` names."""
     result = ModelProto()

@@ -9,21 +9,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, parser
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, WIDTH_DIM
 from deblur_deploy.pipeline.convention import SPANS, Convention
-from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
+from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, insert_body
 from deblur_deploy.pipeline.nodes import (
     OnnxRunner,
     attributes,
     constants_of,
     drop_dead,
+    drop_notes,
     makers_of,
     renamed,
     replace_nodes,
@@ -35,94 +37,40 @@ LAYERS = ("Conv", "ConvTranspose", "MatMul")
 
 def body_of(model: ModelProto, convention: Convention) -> ModelProto:
     """``model``, somebody's graph in its own ``convention``, as a body: float planar RGB in [0, 1] in and out."""
-    body, how = ModelProto(), convention
-    body.CopyFrom(model)
-    graph, source = body.graph, model.graph.input[0].name
-    factor, offset = (np.float32(value) for value in SPANS[how.range])
-    out_kind = _output_kind(model, how.output)
-    given = SPANS["255" if out_kind == TensorProto.UINT8 else how.range]
-    constants = {
-        "rgb_order": np.array([2, 1, 0], np.int64),
-        "in_factor": factor,
-        "in_offset": offset,
-        "out_factor": np.float32(1 / given[0]),
-        "out_offset": np.float32(given[1]),
-    }
-    before: list[tuple[str, list[str], dict[str, Any]]] = []
-    after: list[tuple[str, list[str], dict[str, Any]]] = []
-    if how.colour == "bgr":
-        before.append(("Gather", ["rgb_order"], {"axis": 1}))
-    if factor != 1:
-        before.append(("Mul", ["in_factor"], {}))
-    if offset:
-        before.append(("Add", ["in_offset"], {}))
-    if how.layout == "nhwc":
-        before.append(("Transpose", [], {"perm": [0, 2, 3, 1]}))
-    if how.input_bytes:
-        before += [("Round", [], {}), ("Cast", [], {"to": TensorProto.UINT8})]
-    if out_kind == TensorProto.UINT8:
-        after.append(("Cast", [], {"to": TensorProto.FLOAT}))
-    if how.layout == "nhwc":
-        after.append(("Transpose", [], {"perm": [0, 3, 1, 2]}))
-    if given[1]:
-        after.append(("Sub", ["out_offset"], {}))
-    if given[0] != 1:
-        after.append(("Mul", ["out_factor"], {}))
-    if how.colour == "bgr":
-        after.append(("Gather", ["rgb_order"], {"axis": 1}))
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {v.name for v in graph.initializer}
-    # Somebody's graph may call its own values as bodies call their ends.
-    theirs = {name: _free(f"{name}_", taken) for name in (BLOCKS, CORRECTION) if name in taken}
-    for value in graph.initializer:
-        value.name = theirs.get(value.name, value.name)
-    source, target = theirs.get(source, source), theirs.get(how.output, how.output)
-    constants = {_free(name, taken): value for name, value in constants.items()}
-    names = {name.rstrip("_"): name for name in constants}
-    first, given_to = _chain(before, BLOCKS, names, "door_in")
-    last, _ = _chain(after, target, names, "door_out", end=CORRECTION)
-    ends = {source: given_to} | ({} if last else {target: CORRECTION})
-    inside = [renamed(renamed(node, theirs), ends) for node in graph.node]
-    nodes = [*first, *inside, *last]
-    del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend(nodes)
-    graph.input.append(_planar(BLOCKS, how.any_batch))
-    graph.output.append(_planar(CORRECTION, how.any_batch))
-    graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
+    how, out = convention, next(value for value in model.graph.output if value.name == convention.output)
+    out_bytes = out.type.tensor_type.elem_type == TensorProto.UINT8
+    (factor, offset), (out_factor, out_offset) = SPANS[how.range], SPANS["255" if out_bytes else how.range]
+    steps = [
+        ("Gather<axis = 1>(VALUE, swapped)", how.colour == "bgr"),
+        ("Mul(VALUE, factor)", factor != 1),
+        ("Add(VALUE, offset)", offset != 0),
+        ("Transpose<perm = [0, 2, 3, 1]>(VALUE)", how.layout == "nhwc"),
+        ("Round(VALUE)", how.input_bytes),
+        (f"Cast<to = {TensorProto.UINT8}>(VALUE)", how.input_bytes),
+        ("Body(VALUE)", True),
+        (f"Cast<to = {TensorProto.FLOAT}>(VALUE)", out_bytes),
+        ("Transpose<perm = [0, 3, 1, 2]>(VALUE)", how.layout == "nhwc"),
+        ("Sub(VALUE, out_offset)", out_offset != 0),
+        ("Mul(VALUE, out_share)", out_factor != 1),
+        ("Gather<axis = 1>(VALUE, swapped)", how.colour == "bgr"),
+    ]
+    needed = [step for step, wanted in steps if wanted]
+    values = [BLOCKS, *(f"door_{number}" for number in range(1, len(needed))), CORRECTION]
+    ends = zip(needed, pairwise(values), strict=True)
+    nodes = (f"{given} = {step.replace('VALUE', value)}" for step, (value, given) in ends)
+    tensor = f"float[{BATCH_DIM if how.any_batch else 1}, 3, {HEIGHT_DIM}, {WIDTH_DIM}]"
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    ir_version = max(8, helper.find_min_ir_version_for(list(model.opset_import)))
+    body: ModelProto = parser.parse_model(
+        f"""<ir_version: {ir_version}, opset_import: ["" : {opset}]>
+        body ({tensor} {BLOCKS}) => ({tensor} {CORRECTION})
+        <int64[3] swapped = {{2, 1, 0}}, float factor = {{{factor}}}, float offset = {{{offset}}},
+         float out_share = {{{1 / out_factor!r}}}, float out_offset = {{{out_offset}}}>
+        {{ {" ".join(nodes)} }}"""
+    )
+    insert_body(body, model, model.graph.input[0].name, how.output)
     drop_dead(body)
-    body.ir_version = max(8, helper.find_min_ir_version_for(list(body.opset_import)))
     return body
-
-
-def _output_kind(model: ModelProto, name: str) -> int:
-    return next(int(value.type.tensor_type.elem_type) for value in model.graph.output if value.name == name)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
-
-
-def _chain(
-    steps: Sequence[tuple[str, list[str], dict[str, Any]]],
-    source: str,
-    names: Mapping[str, str],
-    prefix: str,
-    end: str | None = None,
-) -> tuple[list[NodeProto], str]:
-    """Nodes one behind the other, and the name of what the last one gives."""
-    nodes, value = [], source
-    for number, (kind, extra, about) in enumerate(steps):
-        result = end if end and number == len(steps) - 1 else f"{prefix}_{number}"
-        inputs = [value, *(names[name] for name in extra)]
-        nodes.append(helper.make_node(kind, inputs, [result], name=f"{prefix}_{kind}_{number}", **about))
-        value = result
-    return nodes, value
-
-
-def _planar(name: str, any_batch: bool) -> onnx.ValueInfoProto:
-    shape = [BATCH_DIM if any_batch else 1, 3, HEIGHT_DIM, WIDTH_DIM]
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def prepared(body: ModelProto, divisor: int, least_px: int = 1) -> tuple[ModelProto, bool]:
@@ -135,7 +83,7 @@ def prepared(body: ModelProto, divisor: int, least_px: int = 1) -> tuple[ModelPr
         for pair in ((3, 2), (4, 5))
     ]
     body = _simplified(body, sizes)
-    _split_upsampling(body)
+    split_upsampling(body)
     lifted = _without_residual(body)
     residual = lifted is not None and _equal(body, lifted, sizes, residual=True)
     if residual and lifted is not None:
@@ -160,10 +108,7 @@ def _simplified(body: ModelProto, sizes: Sequence[Sequence[int]]) -> ModelProto:
             return body
     except Exception:  # whatever it meets: nothing is lost but a little speed
         return body
-    del folded.graph.value_info[:], folded.metadata_props[:]
-    for node in folded.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
+    drop_notes(folded)
     drop_dead(folded)
     return folded
 
@@ -181,8 +126,8 @@ def _equal(before: ModelProto, after: ModelProto, sizes: Sequence[Sequence[int]]
     return True
 
 
-def _split_upsampling(body: ModelProto) -> None:
-    """Transposed convolutions without overlap become 1x1 convolutions and a rearrangement, in place.
+def split_upsampling(body: ModelProto) -> None:
+    """Transposed convolutions without overlap become 1x1 convolutions and a rearrangement, in place: exactly the same.
 
     ONNX Runtime's CPU provider has no int8 transposed convolution.
     """
@@ -205,16 +150,19 @@ def _split_upsampling(body: ModelProto) -> None:
         ):
             nodes.append(node)
             continue
-        layer = _layer(node.input[1]) or f"up_{number}"
-        inputs = [node.input[0], f"{layer}.conv{number}.weight"]
+        layer = f"{_layer(node.input[1]) or f'up_{number}'}.conv"
+        layer += f"_{number}" if f"{layer}.weight" in added else ""
+        inputs = [node.input[0], f"{layer}.weight"]
         # Outputs in the order (channel, row, column), as DepthToSpace wants them.
         added[inputs[1]] = weight.transpose(1, 2, 3, 0).reshape(-1, weight.shape[0], 1, 1)
         if len(node.input) > 2 and node.input[2]:
-            inputs.append(f"{layer}.conv{number}.bias")
+            inputs.append(f"{layer}.bias")
             added[inputs[2]] = constants[node.input[2]].repeat(side**2)
-        nodes.append(helper.make_node("Conv", inputs, [f"{node.output[0]}_conv"], kernel_shape=[1, 1]))
-        shuffle = {"blocksize": side, "mode": "CRD"}
-        nodes.append(helper.make_node("DepthToSpace", [f"{node.output[0]}_conv"], [node.output[0]], **shuffle))
+        result, between = node.output[0], f"{node.output[0]}_conv"
+        nodes += [
+            helper.make_node("Conv", inputs, [between], name=between, kernel_shape=[1, 1]),
+            helper.make_node("DepthToSpace", [between], [result], name=f"{result}_up", blocksize=side, mode="CRD"),
+        ]
     if added:
         replace_nodes(body, nodes, added)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -75,18 +75,31 @@ def macs_by_node(data: bytes, image: NDArray[Any]) -> dict[str, float]:
         options.profile_file_prefix = str(Path(folder) / "run")
         session = ort.InferenceSession(data, options, [NAMES["cpu"]], enable_fallback=0, read_config_from_model=0)
         session.run([OUTPUT], {INPUT: np.ascontiguousarray(image)})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    found = {}
-    for event in events:
-        about = event.get("args", {})
-        if event["name"].endswith(_EVENT) and about.get("op_name") == "Conv":
-            (_, weight, *_), (output, *_) = (
-                [shape for entry in about[key] for shape in entry.values()]
-                for key in ("input_type_shape", "output_type_shape")
-            )
-            # Every value that comes out is the sum over one filter.
-            found[event["name"].removesuffix(_EVENT)] = float(prod(output) * prod(weight[1:]))
-    return found
+        return {name: macs_of_run(about) for name, about in kernels_run(session) if about["op_name"] == "Conv"}
+
+
+def kernels_run(session: ort.InferenceSession) -> list[tuple[str, dict[str, Any]]]:
+    """Node name and profile of every kernel that ran in ``session``, whose profiling this ends; ``ms`` is its time."""
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return [
+        (event["name"].removesuffix(_EVENT), {**event["args"], "ms": event["dur"] / 1e3})
+        for event in events
+        if event["name"].endswith(_EVENT)
+    ]
+
+
+def shapes_of(about: Mapping[str, Any], which: Literal["input", "output"]) -> list[tuple[int, ...]]:
+    """The shapes of what a kernel read or gave, by its profile."""
+    return [tuple(shape) for entry in about[f"{which}_type_shape"] for shape in entry.values()] or [()]
+
+
+def macs_of_run(about: Mapping[str, Any]) -> float:
+    """Multiply-accumulates of one run of a Conv, ConvTranspose, MatMul or Gemm, by its profile."""
+    (first, *more), (given, *_) = shapes_of(about, "input"), shapes_of(about, "output")
+    if about["op_name"] in ("MatMul", "Gemm"):  # whose packed weights a profile does not have
+        return float(prod(given) * first[-1])
+    # Each output value takes one multiplication a weight of its channel; each input value, if transposed.
+    return float(prod(first if about["op_name"] == "ConvTranspose" else given) * prod(more[0][1:]))
 
 
 def _shares(counts: Mapping[str, float]) -> dict[str, float]:

@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 
 from deblur_deploy.errors import InputError, ModelError, one_line
 from deblur_deploy.files import existing
+from deblur_deploy.pipeline.body import to_onnx
 from deblur_deploy.pipeline.convention import SPANS, Array, Convention
-from deblur_deploy.pipeline.graph import to_onnx
 from deblur_deploy.pipeline.nodes import OnnxRunner
 
 _IMAGE, _RESTORED = "image_in", "image_out"

@@ -13,7 +13,7 @@ from deblur_deploy.errors import InputError, ModelError, one_line
 from deblur_deploy.files import existing
 from deblur_deploy.pipeline.convention import PlaneOrder
 from deblur_deploy.pipeline.graph import OPSET
-from deblur_deploy.pipeline.nodes import set_nodes
+from deblur_deploy.pipeline.nodes import drop_notes, set_nodes
 
 _FLOATS = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 _QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
@@ -132,15 +132,11 @@ def _tidy(model: ModelProto) -> None:
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    del model.graph.value_info[:]
-    del model.metadata_props[:]
+    drop_notes(model)
     for end in model.graph.output:
         _free_sizes(end)
     for number, node in enumerate(model.graph.node):
-        # Profiles and quantizers know nodes by their names; the exporter's notes name files of its machine.
-        node.name = f"{node.op_type}_{number}"
-        node.doc_string = ""
-        del node.metadata_props[:]
+        node.name = f"{node.op_type}_{number}"  # profiles and quantizers know nodes by their names
 
 
 def image_input(model: ModelProto, name: str) -> tuple[list[PlaneOrder], bool]:

@@ -91,7 +91,7 @@ def of_checkpoint(path: Path) -> Source:
     """One of our checkpoints."""
 
     def prepare() -> Prepared:
-        from deblur_deploy.pipeline.graph import export_body
+        from deblur_deploy.pipeline.body import export_body
         from deblur_deploy.training.checkpoint import load_checkpoint
 
         unet = load_checkpoint(path)

@@ -39,10 +39,6 @@ class Quantization:
     float_ops: dict[Layout, list[str]] = field(default_factory=dict)
     """Types of operations without an int8 kernel in the installed ONNX Runtime, by layout: they stay float."""
 
-    def row(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
 
 def quantize_variants(
     network: Network,
@@ -72,7 +68,7 @@ def quantize_variants(
             raise
         why = f"it cannot be quantized: {' '.join(str(error).split()) or type(error).__name__}"
         return {"artifacts": [], "int8": {"left_out": why, "table": ""}}
-    return {"artifacts": [artifact.about() for artifact in artifacts], "int8": found.row()}
+    return {"artifacts": [artifact.about() for artifact in artifacts], "int8": asdict(found)}
 
 
 def quantize(

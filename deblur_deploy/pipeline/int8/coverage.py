@@ -7,7 +7,6 @@ same file.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from onnx import ModelProto, NodeProto
 from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.pipeline.int8.quantize import layer_name
 from deblur_deploy.pipeline.nodes import makers_of
+from deblur_deploy.runtime.assignment import kernels_run, macs_of_run
 from deblur_deploy.runtime.providers import Provider
 
 _SIDE = 96
@@ -60,7 +60,7 @@ def macs_of(path: Path) -> dict[str, float]:
     nodes, found = _nodes(path), {}
     for name, args in events:
         if args["op_name"] in _MULTIPLIES and name in nodes:
-            found[nodes[name]] = _products(args) / side**2
+            found[nodes[name]] = macs_of_run(args) / side**2
     return found
 
 
@@ -72,19 +72,9 @@ def cost_of_body(body: ModelProto, divisor: int) -> tuple[float, float]:
         path = Path(folder, "body.onnx")
         onnx.save(body, path)
         events = [args for _, args in _profile(path, Path(folder), optimized=None, side_px=side, runs=1)]
-    macs = sum(_products(args) for args in events if args["op_name"] in _MULTIPLIES)
+    macs = sum(macs_of_run(args) for args in events if args["op_name"] in _MULTIPLIES)
     values = sum(prod(given["float"]) for args in events for given in args["output_type_shape"] if "float" in given)
     return macs / side**2, values / side**2
-
-
-def _products(args: Mapping[str, Any]) -> float:
-    """Multiplications of one run of a node, by its profile."""
-    first, given = (_shape(args[key][0]) for key in ("input_type_shape", "output_type_shape"))
-    if args["op_name"] in ("MatMul", "Gemm"):  # whose packed weights a profile does not have
-        return float(prod(given) * first[-1])
-    weight = _shape(args["input_type_shape"][1])
-    # Each output value takes one multiplication a weight of its channel; each input value, if transposed.
-    return float(prod(first if args["op_name"] == "ConvTranspose" else given) * prod(weight[1:]))
 
 
 def _contract(path: Path) -> ModelContract:
@@ -212,13 +202,4 @@ def _profile(
         image = image.transpose(0, 3, 1, 2).astype(np.float32) / 255
     for _ in range(runs):
         session.run(None, {given.name: image})
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return [
-        (event["name"].removesuffix("_kernel_time"), {**event["args"], "ms": event["dur"] / 1e3})
-        for event in events
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-    ]
-
-
-def _shape(entry: Mapping[str, list[int]]) -> list[int]:
-    return next(iter(entry.values()))
+    return kernels_run(session)
