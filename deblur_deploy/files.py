@@ -9,9 +9,10 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 
 from deblur_deploy.errors import DeblurError, MissingFileError, OutputError
 
@@ -31,17 +32,15 @@ def sha256(path: Path) -> str:
 def writing_file(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``target`` (same suffix); rename it to ``target`` if the block succeeds.
 
-    Raises OutputError if the folder cannot be written or the disk is full; the temporary file is then removed.
+    A symbolic link is followed.  Raises OutputError if the folder cannot be written or the disk is full; the temporary
+    file is then removed.
     """
     try:
+        target = Path(os.path.realpath(target))
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=_prefix(target.stem, target.suffix), suffix=target.suffix
-        )
-        os.close(handle)
+        temporary, held = _held(_new_file, target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
-    temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
@@ -52,6 +51,7 @@ def writing_file(target: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from None
     finally:
         temporary.unlink(missing_ok=True)
+        _let_go(held)
 
 
 def remove_leftovers(targets: Iterable[Path]) -> None:
@@ -62,8 +62,7 @@ def remove_leftovers(targets: Iterable[Path]) -> None:
             for path in folder.iterdir():
                 named = re.fullmatch(r"(\..*-)[a-z0-9_]{8}(\.[^.]*)?", path.name, re.DOTALL)
                 if named and (folder, named[1], named[2] or "") in wanted:
-                    with suppress(OSError):
-                        path.unlink()
+                    _if_abandoned(path, Path.unlink)
 
 
 _SHORT = 128
@@ -99,15 +98,15 @@ def make_folder(folder: Path, target: Path | None = None) -> None:
 def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder; rename it to ``target`` if the block succeeds.
 
-    An existing ``target`` is refused with OutputError unless ``force``, and is then replaced only at the end.  What
-    killed processes left of the same target is removed.
+    An existing ``target`` is refused with OutputError unless ``force``, and is then replaced only at the end; a
+    symbolic link is followed.  What killed processes left of the same target is removed.
     """
+    target = Path(os.path.realpath(target))
+    _tidy_up(target)
     refuse_existing(target, force=force)
-    target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        temporary, handle = _temporary_folder(target)
+        temporary, handle = _held(_new_folder, target)
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
@@ -124,31 +123,55 @@ def writing_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         _let_go(handle)
 
 
-def _temporary_folder(target: Path) -> tuple[Path, int | None]:
-    """A new hidden sibling, and its lock, which ends with this process."""
+def _new_file(target: Path) -> Path:
+    handle, name = tempfile.mkstemp(target.suffix, _prefix(target.stem, target.suffix), target.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def _new_folder(target: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target.name)))
+
+
+def _held(new: Callable[[Path], Path], target: Path) -> tuple[Path, int | None]:
+    """A ``new`` hidden sibling of ``target``, and its lock, which ends with this process."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target.name)))
+        path = new(target)
         # Somebody may come between, and take it for abandoned.
         with suppress(BlockingIOError, FileNotFoundError):
-            handle = _lock(folder)
-            if folder.exists():
-                return folder, handle
+            handle = _lock(path)
+            if path.exists():
+                return path, handle
             _let_go(handle)
 
 
-def _remove_abandoned(target: Path) -> None:
+def _tidy_up(target: Path) -> None:
+    """Remove what killed processes left of ``target``, and put it back if one was killed between two renames."""
+
+    def remove(folder: Path) -> None:
+        if (folder / _BEFORE).is_dir() and not target.exists():
+            os.replace(folder / _BEFORE, target)
+        shutil.rmtree(folder, ignore_errors=True)
+
     for folder in target.parent.glob(f"{glob.escape(_prefix(target.name))}????????"):
-        with suppress(OSError):
-            if (handle := _lock(folder)) is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+        _if_abandoned(folder, remove)
+
+
+def _if_abandoned(path: Path, remove: Callable[[Path], object]) -> None:
+    """Call ``remove``, unless somebody is still at ``path``, or this system does not tell."""
+    with suppress(OSError):
+        if (handle := _lock(path)) is not None:
+            try:
+                remove(path)
+            finally:
                 _let_go(handle)
 
 
-def _lock(folder: Path) -> int | None:
-    """Lock a folder; None where there are no such locks.  Raises BlockingIOError if another process has it."""
+def _lock(path: Path) -> int | None:
+    """Lock a file or folder; None where there are no such locks.  Raises BlockingIOError if another process has it."""
     if fcntl is None:
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -164,20 +187,27 @@ def _let_go(handle: int | None) -> None:
         os.close(handle)
 
 
+_BEFORE = ".before"
+"""What a folder is called while its successor is put in its place."""
+
+
 def _replace_folder(new: Path, target: Path) -> None:
     """A folder cannot be renamed onto a full one, so the old one steps aside, and back if the new one fails."""
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target.name)))
+    old, handle = _held(_new_folder, target)
+    before = old / _BEFORE
     try:
         if target.exists():
-            os.replace(target, old / "before")
+            os.replace(target, before)
         try:
             os.replace(new, target)
         except OSError:
-            if (old / "before").exists():
-                os.replace(old / "before", target)
+            if before.exists():
+                os.replace(before, target)
             raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if target.exists() or not before.exists():  # or else the next to come puts it back
+            shutil.rmtree(old, ignore_errors=True)
+        _let_go(handle)
 
 
 def refuse_existing(target: Path, *, force: bool) -> None:
@@ -228,7 +258,11 @@ def kind_of(path: Path) -> str:
     return "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
 
 
+_asking = Lock()
+
+
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _asking:  # the system only tells the old one when it is given another
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import distributions
 
-FAMILIES = {
-    "onnxruntime": frozenset(
-        {"onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-silicon"}
-    ),
-    "opencv": frozenset(
-        {"opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless"}
-    ),
-}
+ONNXRUNTIMES = (
+    "onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-silicon",
+)  # fmt: skip
+OPENCVS = ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless")
+FAMILIES = {"onnxruntime": ONNXRUNTIMES, "opencv": OPENCVS}
 _BEST = ("onnxruntime-gpu", "opencv-contrib-python-headless", "opencv-python-headless")
 """What is kept: GPUs where they were wanted, and an OpenCV that needs no libraries of a desktop."""
 
@@ -19,7 +16,7 @@ _BEST = ("onnxruntime-gpu", "opencv-contrib-python-headless", "opencv-python-hea
 def installed(family: str) -> list[str]:
     """Names of the family's wheels that are installed, sorted."""
     names = {(item.name or "").lower().replace("_", "-") for item in distributions()}
-    return sorted(names & FAMILIES[family])
+    return sorted(names & {*FAMILIES[family]})
 
 
 def clash(family: str) -> str:

@@ -87,6 +87,17 @@ def test_two_trainings_do_not_share_a_file(photographs: Path, tmp_path: Path) ->
     assert (other / "images.npy").read_bytes() == content
 
 
+def test_other_content_under_the_same_names_is_another_bank(tmp_path: Path) -> None:
+    photographs = write_photos(tmp_path / "photos", 1)
+    next(bank(photographs, tmp_path / "bank").load(0, 6, 0))
+    next(bank(photographs, tmp_path / "bank").load(0, 6, 0))
+    (before,) = (tmp_path / "bank").glob("*/")
+    (path,) = list_images(photographs)
+    path.write_bytes(path.read_bytes() + b"\0")
+    next(bank(photographs, tmp_path / "bank").load(0, 6, 0))
+    assert next(path for path in (tmp_path / "bank").iterdir() if path.is_dir()).name != before.name
+
+
 def test_filling_ends_when_training_is_to_end(photographs: Path, tmp_path: Path) -> None:
     asked = bank(photographs, tmp_path)
     answers = iter([False])  # and from then on yes
@@ -100,8 +111,9 @@ def test_a_full_disk_is_one_line(photographs: Path, tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module.os, "posix_fallocate", full)
-    with pytest.raises(OutputError, match="No space left on device; make room, or give less --bank-gb"):
-        next(bank(photographs, tmp_path).load(0, 6, 0))
+    for _ in ("the first time", "and on a file that the first time left, full of holes"):
+        with pytest.raises(OutputError, match="No space left on device; make room, or give less --bank-gb"):
+            next(bank(photographs, tmp_path).load(0, 6, 0))
 
 
 def test_it_lies_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

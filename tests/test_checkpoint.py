@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from deblur_deploy.contract import CHECKPOINT_KEY
 from deblur_deploy.errors import MissingFileError, ModelError, OutputError
-from deblur_deploy.training.checkpoint import CONFIG_KEY, load_checkpoint, save_checkpoint
+from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from deblur_deploy.training.unet import UNet, UNetConfig
 from tests.conftest import reading_as_nobody, unprivileged
 
@@ -72,21 +73,21 @@ def broken(kind: str, path: Path) -> None:
         case "foreign":
             save_file(tensors, path)
         case "no config":
-            save_file(tensors, path, {CONFIG_KEY: "{"})
+            save_file(tensors, path, {CHECKPOINT_KEY: "{"})
         case "wrong config":
             other = msgspec.structs.replace(CONFIG, stem=1)
-            save_file(tensors, path, {CONFIG_KEY: msgspec.json.encode(other).decode()})
+            save_file(tensors, path, {CHECKPOINT_KEY: msgspec.json.encode(other).decode()})
         case "impossible config":
-            save_file(tensors, path, {CONFIG_KEY: JSON.replace('"stem":2', '"stem":99')})
+            save_file(tensors, path, {CHECKPOINT_KEY: JSON.replace('"stem":2', '"stem":99')})
         case "unknown key":
-            save_file(tensors, path, {CONFIG_KEY: JSON.replace('"stem":2', '"stem":2,"depth":3')})
+            save_file(tensors, path, {CHECKPOINT_KEY: JSON.replace('"stem":2', '"stem":2,"depth":3')})
         case "missing weight":
             save_file(
-                {name: value for name, value in tensors.items() if name != "head.weight"}, path, {CONFIG_KEY: JSON}
+                {name: value for name, value in tensors.items() if name != "head.weight"}, path, {CHECKPOINT_KEY: JSON}
             )
         case "nan":
             tensors["head.bias"][0] = torch.nan
-            save_file(tensors, path, {CONFIG_KEY: JSON})
+            save_file(tensors, path, {CHECKPOINT_KEY: JSON})
 
 
 KINDS = ["empty", "text", "pickled", "torch", "foreign", "no config", "wrong config", "impossible config"]

@@ -196,6 +196,42 @@ def test_leftovers_of_files_go(tmp_path):
     assert names(tmp_path) == [".a-ABCDEFGH.png", ".a-abcd1234", ".b-abc_1234.png", "a-abcd1234.png"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_what_somebody_is_writing_is_no_leftover(tmp_path):
+    target = tmp_path / "a.png"
+    with writing_file(target) as temporary:
+        remove_leftovers([target])
+        assert temporary.exists()
+    assert names(tmp_path) == ["a.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_links_are_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "old").touch()
+    for name in ("folder", "file"):
+        (tmp_path / name).symlink_to(tmp_path / "real" if name == "folder" else tmp_path / "real" / "file")
+    with writing_folder(tmp_path / "folder", force=True) as folder:
+        (folder / "new").touch()
+    with writing_file(tmp_path / "file") as file:
+        file.write_text("content")
+    assert (tmp_path / "folder").is_symlink()
+    assert (tmp_path / "file").is_symlink()
+    assert names(tmp_path / "real") == ["file", "new"]
+    assert names(tmp_path) == ["file", "folder", "real"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_a_folder_that_stood_aside_when_its_process_was_killed_comes_back(tmp_path):
+    before = tmp_path / ".bundle-abcd1234" / ".before"
+    before.mkdir(parents=True)
+    (before / "old").touch()
+    with pytest.raises(OutputError, match="is not empty"), writing_folder(tmp_path / "bundle") as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == ["bundle"]
+    assert names(tmp_path / "bundle") == ["old"]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes of that kind")
 @pytest.mark.parametrize(
     ("what", "kind", "says"),

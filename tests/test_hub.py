@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -14,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.cluster.work import packed
-from deblur_deploy.errors import DeblurError, MissingExtraError, ModelError
+from deblur_deploy.errors import DeblurError, MissingExtraError, ModelError, OutputError
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.report import front_matter
 from deblur_deploy.runtime import hub
@@ -104,6 +105,36 @@ def test_what_is_no_good_is_not_kept(store, tmp_path: Path, file: str, content: 
         DeblurEngine("memory://hub/tiny")
     assert "\n" not in str(raised.value)
     assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"cut")], ids=["missing", "cut"])
+def test_a_damaged_copy_is_fetched_again(store, bundle: Path, harm: Callable[[Path], object]) -> None:
+    folder = hub.fetched("memory://hub/tiny")
+    harm(folder / "int8.onnx")
+    assert hub.fetched("memory://hub/tiny") == folder
+    assert (folder / "int8.onnx").read_bytes() == (bundle / "int8.onnx").read_bytes()
+
+
+def test_two_that_fetch_at_once_both_have_it(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = hub._fetch
+
+    def late(*arguments: Any) -> None:
+        fetch(*arguments)  # the other one, in between
+        monkeypatch.undo()
+        raise OutputError("it exists and is not empty")
+
+    monkeypatch.setattr(hub, "_fetch", late)
+    assert (hub.fetched("memory://hub/tiny") / "int8.onnx").is_file()
+
+
+def test_a_cache_that_holds_it_may_be_read_only(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub.fetched("memory://hub/tiny")
+
+    def refuse(path: Path) -> None:
+        raise OutputError(f"cannot write {path}: Read-only file system")
+
+    monkeypatch.setattr(hub, "writing_file", refuse)
+    assert hub.fetched("memory://hub/tiny") == folder
 
 
 @pytest.mark.parametrize(

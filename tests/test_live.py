@@ -114,19 +114,25 @@ def deblur_run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return run.main()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_finishes_the_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    bundle: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     written = live.overlapped
+    (tmp_path / ".a-abcd1234.mkv").touch()  # of one that was killed
 
     def interrupting(*arguments: object) -> Iterator[object]:
-        for number, item in enumerate(written(*arguments)):
+        for place, item in enumerate(written(*arguments)):
             yield item
-            if number == 5:
-                os.kill(os.getpid(), signal.SIGINT)
+            if place == 5:
+                os.kill(os.getpid(), number)
 
     monkeypatch.setattr(live, "overlapped", interrupting)
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     with served(Camera) as address:
         arguments = f"{address}/live.mjpeg", "--out", tmp_path / "a.mkv", "--model", bundle, "--provider", "cpu"
         assert deblur_run(monkeypatch, *arguments) == common.OK
@@ -134,7 +140,7 @@ def test_ctrl_c_finishes_the_file(
         assert "frames restored to" in capsys.readouterr().err
         assert deblur_run(monkeypatch, *arguments) == common.USER_ERROR
         assert "--overwrite" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     assert [path.name for path in tmp_path.iterdir()] == ["a.mkv"]
 
 

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.latency import Timing
 from deblur_deploy.files import sha256
+from deblur_deploy.media.images import list_images
 from deblur_deploy.pipeline import inputs
 from deblur_deploy.pipeline.cache import Cache
 from deblur_deploy.pipeline.pruning import fit, recover
@@ -156,6 +157,17 @@ def test_where_the_data_lie_and_how_many_load_them_is_no_reason_to_recover_again
     assert all(stage["cached"] for stage in stages.journal)
     other = msgspec.structs.replace(config.recover, data=("pairs=0.5",))
     assert data_digest(other) != data_digest(config.recover)
+
+
+def test_a_list_of_pairs_stands_for_what_it_lists(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 1)
+    (blurred,), (sharp,) = (list_images(tmp_path / kind) for kind in ("blur", "sharp"))
+    (tmp_path / "pairs.csv").write_text(f"{blurred},{sharp}\n")
+    config = RecoverConfig(data=(str(tmp_path / "pairs.csv"),))
+    before = data_digest(config)
+    assert data_digest(config) == before
+    sharp.write_bytes(sharp.read_bytes() + b"\0")
+    assert data_digest(config) != before
 
 
 def test_a_network_that_is_small_enough_does_not_recover(room: Path, tmp_path: Path) -> None:

@@ -121,6 +121,13 @@ def test_bad_frames_are_named(make, said: str, tmp_path: Path) -> None:  # type:
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".clip")], "nothing is left behind"
 
 
+def test_as_many_frames_are_needed_as_one_blur_takes(tmp_path: Path) -> None:
+    frames = str(write_frames(tmp_path / "frames", 8))
+    with pytest.raises(InputError, match="holds 8 frames; at least 9 consecutive ones are needed"):
+        find_sources([], [frames], frames_folder=tmp_path, window=(8, 31))
+    find_sources([], [], [frames], frames_folder=tmp_path, window=(8, 31))  # flow needs two
+
+
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [([], "no training data"), (["a=0"], "share is 0"), (["a=1", "b"], "nothing is left"), (["a=nan"], "share is nan")],

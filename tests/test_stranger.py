@@ -148,6 +148,15 @@ def leaves() -> nn.Module:
     sys.exit("no gpu")
 
 
+class Needy(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+
+def mistyped() -> nn.Module:
+    return nn.Conv2d(3, "3" + 0, 1)  # type: ignore[operator]
+
+
 def twice() -> nn.Module:
     return nn.Upsample(scale_factor=2)
 
@@ -427,6 +436,8 @@ def test_a_network_that_takes_no_such_patch_ends_recovery(tmp_path: Path) -> Non
         ("tests.test_stranger:absent", "no attribute 'absent'"),
         ("tests.test_stranger:no_network", "gave str; a torch.nn.Module is needed"),
         ("tests.test_stranger:unlucky", "ValueError: no luck"),
+        ("tests.test_stranger:Needy", "Needy must work without arguments .* 'width'"),
+        ("tests.test_stranger:mistyped", "TypeError: can only concatenate"),
         ("tests.test_stranger:leaves", "SystemExit: no gpu"),
         ("tests.test_stranger:broken", "does not run on an RGB image of any size that was tried: .* 7 channels"),
         ("tests.test_stranger:odd", "does not run on an RGB image of any size that was tried: 'b'"),

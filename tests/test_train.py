@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from deblur_deploy.cli.train import command, parse
+from deblur_deploy.cli.train import _only_looked_at, command, parse
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, ModelError, OutputError, TrainingError
 from deblur_deploy.evaluation.quality import PairSet
 from deblur_deploy.media.images import list_images, read_image, write_image
@@ -59,6 +59,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_photos(folder / "photos", 3)
     write_pairs(folder / "pairs", 3)
+    broken = list_images(write_pairs(folder / "broken", 1) / "blur")[0]
+    broken.write_text("no image")
     torch.manual_seed(3)
     save_checkpoint(UNet(NET), folder / "init.safetensors")
     return folder
@@ -280,6 +282,10 @@ def test_a_shipped_network_goes_on_in_a_larger_one(
 def test_preview_is_a_sheet_of_samples_and_nothing_else(data: Path, tmp_path: Path) -> None:
     assert command(words(data, tmp_path / "run", "--preview", 5)) == 0
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["preview.png"]
+    assert _only_looked_at(tmp_path / "run"), "training may begin there"
+    (tmp_path / "run" / "precious").touch()
+    with pytest.raises(OutputError, match="is not empty"):
+        command(words(data, tmp_path / "run"))
     sheet = read_image(tmp_path / "run" / "preview.png")
     assert sheet.shape == (3 * 24, 2 * 2 * 24, 3)
 
@@ -290,6 +296,7 @@ def test_preview_is_a_sheet_of_samples_and_nothing_else(data: Path, tmp_path: Pa
         (("--init", "nowhere.safetensors"), MissingFileError, "nowhere"),
         (("--init", "shipped", "--grow", "article"), InputError, "same stem"),
         (("--val", "nowhere"), MissingFileError, "nowhere"),
+        (("--val", "{data}/broken"), InputError, r"broken/blur/0.png of --val cannot be read as an image"),
         (("--frames", "nowhere"), MissingFileError, "nowhere"),
         (("--loss", "l7"), InputError, "loss 'l7' is unknown"),
         (("--loss", "perceptual=1"), InputError, "--vgg-weights"),
@@ -300,6 +307,7 @@ def test_preview_is_a_sheet_of_samples_and_nothing_else(data: Path, tmp_path: Pa
 def test_a_users_mistake_is_an_error_of_one_line(
     more: tuple[str, ...], error: type[DeblurError], said: str, data: Path, tmp_path: Path
 ) -> None:
+    more = tuple(word.format(data=data) for word in more)
     with pytest.raises(error, match=said) as caught:
         command(words(data, tmp_path / "run", "--precision", "fp32", *more))
     assert "\n" not in str(caught.value)
@@ -310,6 +318,7 @@ def test_a_users_mistake_is_an_error_of_one_line(
     [
         (("--steps", "0"), "steps is 0"),
         (("--blur.shake", "2"), "shake is 2"),
+        (("--frames-window", "8", "8"), "allowed: (fewest, most) with an odd number from 3 in it"),
         (("--resume", "--force"), "resume is given with force"),
         (("--grow", "quality"), "grow is given without init"),
         (("--stages", "0.5:3"), "SHARE:PATCHESxSIDE"),

@@ -69,6 +69,18 @@ def test_an_architecture_is_recognised_and_restores_as_it_does(nafnet: Any, wrap
     assert ("were inside of 'params'" in said) == wrapped
 
 
+@pytest.mark.parametrize("prefix", ["", "generator."])
+def test_a_prefix_stays_where_it_is_the_architectures_own(spandrel: Any, tmp_path: Path, prefix: str) -> None:
+    from spandrel.architectures.DnCNN import DnCNN
+
+    state = DnCNN(in_nc=3, out_nc=3, nc=8, nb=8, act_mode="R").state_dict()
+    assert all(name.startswith("model.") for name in state)
+    torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "net.pth")
+    _, notes = load_weights(tmp_path / "net.pth")
+    assert "net.pth is DnCNN" in notes[-1]
+    assert not any("'model.'" in note for note in notes)
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("touched"),))

@@ -14,6 +14,7 @@ from deblur_deploy.cli.common import OK
 from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import InputError, OutputError
+from deblur_deploy.files import remove_leftovers
 from deblur_deploy.media.images import VIDEO_SUFFIXES
 from deblur_deploy.media.live import record
 
@@ -29,6 +30,7 @@ def run_live(config: RunConfig, console: Console) -> int:
         raise OutputError(f"{config.out} is there already; give --overwrite or another --out")
     # What FFmpeg would say about a stream, our own line says.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    remove_leftovers([config.out])
     with config.engine() as engine, _first_interrupt() as asked:
         console.print(str(engine.receipt))
         with bar(console) as progress:
@@ -48,15 +50,16 @@ def run_live(config: RunConfig, console: Console) -> int:
 
 @contextmanager
 def _first_interrupt() -> Iterator[Event]:
-    """The first Ctrl-C sets the event, so that the file can be finished; the second one is as usual."""
+    """The first Ctrl-C or SIGTERM sets the event, so that the file can be finished; the second one is as usual."""
     asked = Event()
 
-    def ask(*_: object) -> None:
+    def ask(number: int, _: object) -> None:
         asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

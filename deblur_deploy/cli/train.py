@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +20,16 @@ from rich.table import Table
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import INTERRUPTED, OK, guarded
 from deblur_deploy.cli.watching import Watcher
+from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import PairSet
 from deblur_deploy.files import refuse_existing, remove_leftovers
+from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.bank import Bank, bank_folder
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.checkpoint import load_checkpoint
-from deblur_deploy.training.config import Stage, TrainConfig
+from deblur_deploy.training.config import Stage, TrainConfig, check_window
 from deblur_deploy.training.discovery import Found, find_sources, inspect
 from deblur_deploy.training.figures import as_pairs, before_after, learning_curve, preview
 from deblur_deploy.training.grow import grown
@@ -87,11 +90,13 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("grow is given without init; allowed: with --init, the network that grows")
         if self.resume and self.force:
             raise ValueError("resume is given with force; allowed: one of the two")
-        if not 3 <= self.frames_window[0] <= self.frames_window[1]:
-            raise ValueError(f"frames_window is {self.frames_window}; allowed: (fewest, most) with 3 <= fewest <= most")
+        check_window(self.frames_window)
         if min(self.preview, self.cache_gb, self.bank_gb) < 0:
             raise ValueError("preview, cache_gb or bank_gb is negative; allowed: 0 or more")
 
+
+PREVIEW, FRAMES = "preview.png", "frames"
+"""What may be in the folder of a run before it begins: samples to look at, and unpacked videos."""
 
 USUAL = {
     TrainCommand: (
@@ -123,7 +128,7 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
 def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     """Train as ``command`` says; ``again`` is the command line that resumes it.  Returns the exit status."""
     config, out = command.train, command.out
-    if not command.resume and not command.preview:
+    if not command.resume and not command.preview and not _only_looked_at(out):
         refuse_existing(out, force=command.force)
     accelerator = make_accelerator(config)
     console = Console(quiet=not accelerator.is_main_process, highlight=False)
@@ -131,8 +136,8 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     found, batches = _data(command, accelerator)
     _tell(console, found, batches)
     if command.preview:
-        preview(batches, command.preview, out / "preview.png")
-        console.print(escape(f"wrote {out / 'preview.png'}: blurred left, sharp right of each pair"), soft_wrap=True)
+        preview(batches, command.preview, out / PREVIEW)
+        console.print(escape(f"wrote {out / PREVIEW}: blurred left, sharp right of each pair"), soft_wrap=True)
         return OK
     sets = _validation(command.val)
     model = _network(command, console)
@@ -172,16 +177,26 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     return OK
 
 
+def _only_looked_at(out: Path) -> bool:
+    """Whether nothing but a preview is in ``out``, which may be a mount: training never replaces it as a whole."""
+    with suppress(OSError):
+        return {path.name for path in out.iterdir()} <= {PREVIEW, FRAMES}
+    return False
+
+
 def _data(command: TrainCommand, accelerator: Accelerator) -> tuple[list[Found], Batches]:
     """What the inputs hold, and the batches that are made of it in this process."""
     config = command.train
-    cache = ImageCache(int(command.cache_gb * 2**30) // (max(config.workers, 1) * accelerator.num_processes))
+    # A bank is filled by one process a core.
+    banked = command.bank_gb and config.workers and accelerator.device.type == "cpu"
+    readers = usable_cores() if banked else max(config.workers, 1)
+    cache = ImageCache(int(command.cache_gb * 2**30) // (readers * accelerator.num_processes))
     with accelerator.main_process_first():
         found = find_sources(
             command.inputs,
             command.frames,
             command.video,
-            frames_folder=command.out / "frames",
+            frames_folder=command.out / FRAMES,
             cache=cache,
             window=command.frames_window,
             blur=command.blur,
@@ -216,7 +231,9 @@ def _network(command: TrainCommand, console: Console) -> UNet:
 def _validation(paths: Sequence[Path]) -> PairSets:
     sets = {path: PairSet(path) for path in paths}
     for pairs in sets.values():
-        inspect([Pairs(pairs.paths)], 1, 0)  # names a pair of different sizes now, not after the first thousand steps
+        # Names what is no pair now, and not after the first thousand steps.
+        if unreadable := inspect([Pairs(pairs.paths)], 1, 0).unreadable:
+            raise InputError(f"{unreadable[0]} of --val cannot be read as an image; mend or remove it")
     short = len({path.stem for path in paths}) == len(paths)
     return {path.stem if short else str(path): pairs for path, pairs in sets.items()}
 

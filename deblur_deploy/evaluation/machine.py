@@ -12,10 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from deblur_deploy.runtime.cgroups import read
+from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.wheels import ONNXRUNTIMES
+
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "avx_vnni")
 _PACKAGES = (
-    "deblur-deploy", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "torch",
-    "nncf", "ncnn",
+    "deblur-deploy", "numpy", "onnx", *ONNXRUNTIMES, "onnxruntime-ep-openvino", "openvino", "torch", "nncf", "ncnn",
 )  # fmt: skip
 
 
@@ -26,7 +29,7 @@ def machine() -> dict[str, Any]:
     memory = _field(_lines("/proc/meminfo"), "MemTotal").split()
     found: dict[str, Any] = {
         "processor": _field(lines, "model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": usable_cores(),
         "instructions": [name for name in _INSTRUCTIONS if name in flags],
         "memory_gib": round(int(memory[0]) / 2**20) if memory else 0,
         "system": f"{platform.system()} {platform.machine()}",
@@ -95,10 +98,7 @@ def _output(program: str, *arguments: str) -> str:
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+    return read(Path(path)).splitlines()
 
 
 def _field(lines: list[str], name: str) -> str:

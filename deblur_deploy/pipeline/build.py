@@ -27,6 +27,7 @@ from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, from_record, to_record
 from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.wheels import ONNXRUNTIMES
 
 _EXPORT, _VERIFY = "deblur_deploy.pipeline.export", "deblur_deploy.pipeline.verify"
 _DOORS = ("deblur_deploy.pipeline.doors.source",)
@@ -66,7 +67,7 @@ class Build:
 
     def _running(self) -> Record:
         """What somebody else's network is looked into with, besides what a checkpoint of ours needs."""
-        packages = ("onnxruntime", "onnxruntime-gpu", "spandrel", "spandrel-extra-arches")
+        packages = (*ONNXRUNTIMES, "spandrel", "spandrel-extra-arches")
         return {} if self.source.runner is None else versions(*packages)
 
     def quantize(self, exported: Done) -> Done:
@@ -174,7 +175,7 @@ class Build:
 
 def computing() -> Record:
     """What decides the numbers that a model gives: libraries, and the processor's instructions."""
-    packages = versions("onnx", "onnxruntime", "onnxruntime-gpu", "torch")
+    packages = versions("onnx", *ONNXRUNTIMES, "torch")
     return {**DECODERS, **packages, **{name: this_machine()[name] for name in ("processor", "instructions")}}
 
 

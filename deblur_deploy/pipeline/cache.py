@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,16 +23,13 @@ from filelock import FileLock, Timeout
 from deblur_deploy.errors import OutputError
 from deblur_deploy.runtime.tuned import cache_folder
 
-FOLDER = "DEBLUR_CACHE"
-"""Environment variable that names the cache's folder."""
-
 MAX_BYTES = 4 * 2**30
 """What a cache may take on disk."""
 
 _ENTRY = "entry.json"
 _PART = ".part"
-_NEIGHBOURS = ("bank", "hub", "tuned")
-"""Folders of others that lie beside the entries."""
+_OURS = re.compile(rf"[0-9a-f]{{64}}({re.escape(_PART)})?")
+"""Folders of entries, beside which those of others may lie."""
 
 
 class DamagedError(Exception):
@@ -64,7 +62,7 @@ class Cache:
             with FileLock(self.folder / "lock", timeout=10):
                 pass
         except (OSError, NotImplementedError) as error:
-            raise OutputError(f"cannot use the cache {folder}: {error}; set {FOLDER} or give --no-cache") from None
+            raise OutputError(f"cannot use the cache {folder}: {error}; set DEBLUR_CACHE or give --no-cache") from None
 
     @classmethod
     def usual(cls) -> Cache:
@@ -130,7 +128,7 @@ class Cache:
     def shrink(self) -> None:
         """Remove entries until the rest fits, those that were not used for longest first."""
         entries = sorted(
-            (*_usage(path), path) for path in self.folder.iterdir() if path.is_dir() and path.name not in _NEIGHBOURS
+            (*_usage(path), path) for path in self.folder.iterdir() if _OURS.fullmatch(path.name) and path.is_dir()
         )
         total = sum(size for _, size, _ in entries)
         for _, size, path in entries:

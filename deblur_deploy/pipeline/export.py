@@ -12,7 +12,6 @@ from onnx import ModelProto
 
 from deblur_deploy import __version__
 from deblur_deploy.contract import Io, ModelContract, Precision
-from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.body import export_body
 from deblur_deploy.pipeline.config import Layout
@@ -105,14 +104,6 @@ class Exporter:
         onnx.helper.set_model_props(model, contract.to_metadata())
         model.producer_name, model.producer_version = "deblur_deploy", __version__
         onnx.checker.check_model(model, full_check=network.ours)  # others' graphs may defeat shape inference
-        path = (folder or self.folder) / f"{name}.onnx"
-        onnx.save(model, path)
-        return Artifact(
-            name=name,
-            path=path,
-            sha256=sha256(path),
-            parent_sha256=self.parent,
-            precision=precision,
-            io=io,
-            layout=layout,
-        )
+        folder, about = folder or self.folder, {"name": name, "precision": precision, "io": io, "layout": layout}
+        onnx.save(model, folder / f"{name}.onnx")
+        return Artifact.of(about, folder, self.parent)

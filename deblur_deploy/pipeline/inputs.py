@@ -14,10 +14,11 @@ from deblur_deploy.evaluation.pairs import find_pairs
 from deblur_deploy.evaluation.quality import Pair, read_pairs
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import Image, list_images
+from deblur_deploy.wheels import OPENCVS
 
 T = TypeVar("T")
 
-DECODERS = versions("numpy", "opencv-python", "opencv-python-headless", "scikit-image", "torch")
+DECODERS = versions("numpy", *OPENCVS, "scikit-image", "torch")
 """What decides pixels, besides files: libraries that decode them, or that blur the built-in photographs."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblur_deploy.pipeline.network import EVERYTHING_PX
+from deblur_deploy.runtime.tiling import up
 
 Body = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """A batch of planar images to a batch of the same size."""
@@ -64,7 +65,7 @@ def _noise(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 def _radius(body: Body, divisor: int, least_px: int) -> int:
     """How far a block of pixels changes the result; ``EVERYTHING_PX`` if to the border of any image that is tried."""
-    for side in (_up(max(px, least_px), divisor) for px in _SIDES):
+    for side in (up(max(px, least_px), divisor) for px in _SIDES):
         middle = side // 2 // divisor * divisor
         radius = 0
         for seed in range(_IMAGES):
@@ -82,14 +83,10 @@ def _radius(body: Body, divisor: int, least_px: int) -> int:
     return EVERYTHING_PX
 
 
-def _up(value: int, divisor: int) -> int:
-    return -(-value // divisor) * divisor
-
-
 def _tiles_are_exact(body: Body, grid: int, radius: int, least_px: int) -> bool:
     """Whether what is far enough from a cut is the same in a tile as in the whole."""
-    margin = _up(radius, grid)
-    piece = _up(max(margin + 2 * grid, least_px, 24), grid)
+    margin = up(radius, grid)
+    piece = up(max(margin + 2 * grid, least_px, 24), grid)
     # An odd number of blocks, so that a network that halves the image does so elsewhere than a tile of it.
     tall, wide = piece + 3 * grid, piece + 5 * grid
     image = _noise(tall, wide, seed=3)

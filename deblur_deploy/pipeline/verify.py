@@ -112,8 +112,9 @@ def peak_activation(fp32: Artifact, images: Sequence[Image]) -> float:
     # A node may also give a sequence.
     given = (value for image in images for value in session.run(names, {INPUT: image[None]}))
     values = (value for value in given if isinstance(value, np.ndarray))
-    peak = max(float(np.abs(value).max()) for value in values if value.dtype == np.float32 and value.size)
-    return peak if np.isfinite(peak) else float("inf")
+    # numpy's maximum is no number if one of them is none; Python's is not.
+    peak = np.max([np.abs(value).max() for value in values if value.dtype == np.float32 and value.size])
+    return float(peak) if np.isfinite(peak) else float("inf")
 
 
 def check_drop(result: Measured, recipe: Recipe) -> None:

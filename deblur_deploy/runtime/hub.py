@@ -12,11 +12,13 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from deblur_deploy.errors import InputError, MissingExtraError, ModelError, OutputError
-from deblur_deploy.files import writing_file, writing_folder
+from deblur_deploy.files import sha256, writing_file, writing_folder
 from deblur_deploy.runtime.bundle import MANIFEST, Bundle
 from deblur_deploy.runtime.tuned import cache_folder
 
@@ -54,10 +56,7 @@ def fetched(place: str) -> Path:
     Raises ModelError if it is no bundle or not what its manifest says, OutputError if it cannot be kept.
     """
     system, path = opened(place)
-    try:
-        cache = cache_folder() / "hub"
-    except RuntimeError as error:
-        raise OutputError(f"there is no place for a copy of {place} ({error}); set DEBLUR_CACHE to a folder") from None
+    cache = cache_folder() / "hub"
     last = cache / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.txt"
     try:
         manifest: bytes = system.cat_file(f"{path}/{MANIFEST}", end=_MOST_MANIFEST)
@@ -70,25 +69,36 @@ def fetched(place: str) -> Path:
         warnings.warn(f"{place} is out of reach ({_said(error)}); its last copy is used", RuntimeWarning, stacklevel=3)
         return copy
     folder = cache / hashlib.sha256(manifest).hexdigest()[:32]
-    if not folder.is_dir():
-        _fetch(system, path, place, manifest, folder)
-    with writing_file(last) as temporary:
+    files = _files(manifest, place)
+    if not _whole(folder, files):
+        try:
+            _fetch(system, path, place, manifest, files, folder)
+        except OutputError:
+            if not _whole(folder, files):  # another process has just fetched it
+                raise
+    with suppress(OutputError), writing_file(last) as temporary:  # a cache may be read-only, and hold all the same
         temporary.write_text(folder.name, encoding="ascii")
     return folder
 
 
-def _fetch(system: Any, path: str, place: str, manifest: bytes, folder: Path) -> None:
-    with writing_folder(folder) as temporary:
+def _whole(folder: Path, files: Mapping[str, str]) -> bool:
+    """Whether a copy is there and nothing of it damaged or missing."""
+    return (folder / MANIFEST).is_file() and all(
+        (folder / name).is_file() and sha256(folder / name) == digest for name, digest in files.items()
+    )
+
+
+def _fetch(system: Any, path: str, place: str, manifest: bytes, files: Mapping[str, str], folder: Path) -> None:
+    with writing_folder(folder, force=folder.is_dir()) as temporary:  # what is there already is damaged
         (temporary / MANIFEST).write_bytes(manifest)
-        for name, sha256 in _files(manifest, place).items():
+        for name, digest in files.items():
             try:
                 with system.open(f"{path}/{name}", "rb") as source, (temporary / name).open("wb") as target:
                     shutil.copyfileobj(source, target)
             except Exception as error:
                 raise ModelError(f"cannot fetch {place}/{name}: {_said(error)}") from None
-            with (temporary / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise ModelError(f"{place}/{name} is not the file that its {MANIFEST} describes; nothing was kept")
+            if sha256(temporary / name) != digest:
+                raise ModelError(f"{place}/{name} is not the file that its {MANIFEST} describes; nothing was kept")
         try:
             Bundle.read(temporary)
         except ModelError as error:

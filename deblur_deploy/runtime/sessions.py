@@ -107,12 +107,15 @@ class Sessions:
         own = self.provider if self.provider.kind == "CPU" else find("cpu")
         session = self._any if self.provider.name == "cpu" else self._create(None, own)
         small, large = up(_PROBE_PX // 4, self.contract.size_divisor), up(_PROBE_PX, self.contract.size_divisor)
-        with _turn:
-            session.bare.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
-            before = resident_bytes()
-            session.bare.run([OUTPUT], {INPUT: np.zeros(self._shape(large, large), self.dtype)})
-            after = resident_bytes()
-            session(np.zeros(self._shape(small, small), self.dtype))  # gives back what it kept
+        try:
+            with _turn:
+                session.bare.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
+                before = resident_bytes()
+                session.bare.run([OUTPUT], {INPUT: np.zeros(self._shape(large, large), self.dtype)})
+                after = resident_bytes()
+                session(np.zeros(self._shape(small, small), self.dtype))  # gives back what it kept
+        except Exception as error:
+            raise failure(error, own.name, f"failed on {self.where}") from None
         if before is None or after is None:
             return _USUAL_BYTES_PER_PIXEL
         # A compiled shape takes up to half as much again.

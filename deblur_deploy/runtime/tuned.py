@@ -22,9 +22,10 @@ from deblur_deploy.runtime.arguments import MOST_THREADS
 from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.runtime.hardware import gpu_models, processor
 from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.wheels import ONNXRUNTIMES
 
 SCHEMA = 1
-_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino")
+_PACKAGES = ("numpy", *ONNXRUNTIMES, "onnxruntime-ep-openvino")
 _MOST_BYTES = 2**16
 _MOST = {"threads": MOST_THREADS, "tile_pixels": 2**40}
 

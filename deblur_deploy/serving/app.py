@@ -162,8 +162,8 @@ class _Service:
         # By way of files, since so every format, depth and metadata is treated as deblur-run does.
         with tempfile.TemporaryDirectory(prefix="deblur-serve-") as folder:
             path = Path(folder) / f"image{suffix}"
-            path.write_bytes(data)
             try:
+                path.write_bytes(data)
                 photo = read_photo(path, max_pixels=self._limits.max_pixels)
                 started = perf_counter()
                 restored = photo.restored(self._engine)
@@ -171,6 +171,10 @@ class _Service:
                 write_photo(path, restored, kind=photo.beside.format if photo.beside else None)
             except DeblurError as error:
                 raise HTTPException(_status(error), str(error).replace(str(path), "the image")) from None
+            except MemoryError:
+                raise HTTPException(413, "the image takes more memory than this server has") from None
+            except OSError as error:
+                raise HTTPException(500, f"the server cannot keep the image while it works: {error.strerror}") from None
             self._metrics.pixels.inc(photo.pixels.shape[0] * photo.pixels.shape[1])
             return path.read_bytes(), photo.beside.lost if photo.beside else ()
 

@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -144,7 +144,9 @@ def _opened(bank: Bank, side: int, uses: int) -> Iterator[_File]:
     larger = 8 * int(np.ceil(side * _LARGER / 8))
     bytes_each = 2 * 3 * larger**2
     pieces = max(min(bank.max_bytes // (bytes_each * PIECE), -(-uses // PIECE)), 1)
-    about = [_VERSION, bank.name, bank.batches.seed, larger, pieces]
+    # Names alone decide which samples a step sees; other content under the same names makes another bank.
+    files = [[type(one).__name__, *map(_stamp, one.files())] for one in bank.batches.sources]
+    about = [_VERSION, bank.name, bank.batches.seed, larger, pieces, files]
     stages: Stages = [(0, PIECE, larger)]
     source = Batches(bank.batches.weighted, bank.blur, stages, seed=bank.batches.seed, kernels=bank.batches.kernels)
     key = hashlib.sha256(msgspec.json.encode(about)).hexdigest()[:24]
@@ -158,6 +160,15 @@ def _opened(bank: Bank, side: int, uses: int) -> Iterator[_File]:
         raise OutputError(
             f"cannot write patches to {bank.folder}: {error.strerror}; make room, or give less --bank-gb"
         ) from None
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change; zeros for a file that cannot be read, which training leaves out."""
+    try:
+        about = path.stat()
+    except OSError:
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
 
 
 @contextmanager
@@ -177,18 +188,17 @@ def _claimed(folder: Path, key: str) -> Iterator[Path]:
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type, value: int) -> NDArray[Any]:
     """The array in ``path``; a new one full of ``value`` if there is none of that shape."""
-    try:
+    array, new = None, False
+    with suppress(OSError, ValueError):
         array = np.lib.format.open_memmap(path, mode="r+")
-        if array.shape == shape and array.dtype == dtype:
-            return array
-    except (OSError, ValueError):
-        pass
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if array is None or array.shape != shape or array.dtype != dtype:
+        array, new = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape), True
     if hasattr(os, "posix_fallocate"):
-        # A disk that is full ends a process that writes to a map without a word, so the room is taken now.
+        # A disk that is full ends a process that writes to a map without a word, so the room is taken now; also where
+        # an earlier run found none.
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    if value:
+    if new and value:
         array[:] = value
     return array
 

@@ -17,8 +17,6 @@ from deblur_deploy.errors import ModelError, one_line
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.training.unet import UNet, UNetConfig
 
-CONFIG_KEY = CHECKPOINT_KEY
-
 
 def save_checkpoint(model: UNet, path: Path, notes: dict[str, str] | None = None) -> None:
     """Write weights and config to ``path``, whole or not at all; ``notes`` become further metadata.
@@ -26,7 +24,7 @@ def save_checkpoint(model: UNet, path: Path, notes: dict[str, str] | None = None
     Weights keep their type: ``model.half()`` makes a file of half the size, which loads as fp32 like any other.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_tensors(tensors, path, {CONFIG_KEY: msgspec.json.encode(model.config).decode(), **(notes or {})})
+    save_tensors(tensors, path, {CHECKPOINT_KEY: msgspec.json.encode(model.config).decode(), **(notes or {})})
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -74,7 +72,7 @@ def load_checkpoint(path: Path) -> UNet:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if CONFIG_KEY not in metadata:
+            if CHECKPOINT_KEY not in metadata:
                 raise ModelError(f"{path} is safetensors but holds no deblur_deploy U-Net; train one with deblur-train")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
     except (SafetensorError, OSError) as error:
@@ -82,7 +80,7 @@ def load_checkpoint(path: Path) -> UNet:
             f"{path} is not a whole safetensors file ({one_line(error)}); train or copy it again"
         ) from None
     try:
-        model = UNet(msgspec.json.decode(metadata[CONFIG_KEY], type=UNetConfig))
+        model = UNet(msgspec.json.decode(metadata[CHECKPOINT_KEY], type=UNetConfig))
         model.load_state_dict(tensors)
     except (msgspec.MsgspecError, RuntimeError, MemoryError) as error:
         raise ModelError(f"{path} does not hold the weights that its config describes: {one_line(error)}") from None

@@ -23,6 +23,13 @@ LOSS_NAMES = ("mse", "l1", "charbonnier", "psnr", "ssim", "fft", "perceptual")
 """What a loss is a weighted sum of; see ``training.losses``."""
 
 
+def check_window(frames_window: tuple[int, int]) -> None:
+    """Raise ValueError unless an odd number of frames, three or more, lies in ``frames_window``."""
+    fewest, most = frames_window
+    if not 3 <= fewest | 1 <= most:
+        raise ValueError(f"frames_window is {frames_window}; allowed: (fewest, most) with an odd number from 3 in it")
+
+
 def loss_terms(text: str) -> list[tuple[str, float]]:
     """Names and weights of ``text``, as in "l1=1,fft=0.05"; raises InputError else."""
     terms = []

@@ -20,13 +20,12 @@ from PIL import UnidentifiedImageError
 from deblur_deploy.errors import InputError, MissingExtraError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs, holds_pairs
 from deblur_deploy.files import writing_folder
-from deblur_deploy.media.images import IMAGE_SUFFIXES, list_images
+from deblur_deploy.media.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_images
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.film import Film
 from deblur_deploy.training.sources import WINDOW, Frames, ImageCache, Pairs, Photos, Source
 
 Kind = Literal["photos", "pairs", "frames", "video"]
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 SLOW_FPS = 120
 """Below this many frames a second an average of frames shows ghosts instead of blur."""
 
@@ -87,6 +86,11 @@ def find_sources(
             sequences, note = _sequences(path, frames_folder)
             blur = blur or BlurConfig()
             slow = kind == "video"
+            least = 5 if slow else max(5, window[0] | 1)
+            if short := next((frames for frames in sequences if len(frames) < least), None):
+                raise InputError(
+                    f"{short[0].parent} holds {len(short)} frames; at least {least} consecutive ones are needed"
+                )
             sources = tuple(Film(s, cache, blur) if slow else Frames(s, cache, window, blur) for s in sequences)
             note = "" if slow else note
         found.append(Found(path=path, kind=kind, share=share, sources=sources, note=note))
@@ -182,8 +186,6 @@ def _sequences(path: Path, frames_folder: Path) -> tuple[list[list[Path]], str]:
     sequences: list[list[Path]] = []
     for folder in [path, *sorted(child for child in path.rglob("*") if child.is_dir())]:
         images = sorted(list_images(folder), key=_natural)
-        if images and len(images) < 5:
-            raise InputError(f"{folder} holds {len(images)} frames; at least 5 consecutive ones are needed")
         sequences += [images] if images else []
         for video in sorted(child for child in folder.iterdir() if child.suffix.lower() in VIDEO_SUFFIXES):
             unpacked, note = unpack_video(video, frames_folder)

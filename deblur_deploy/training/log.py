@@ -100,7 +100,7 @@ class Log:
         self.columns = [*COLUMNS, *(f"{name}_{column}" for name in sets for column in SET_COLUMNS)]
         rows = [row for row in read_log(path) if float(row["step"]) <= from_step] if from_step else []
         self.columns += [name for name in (rows[0] if rows else []) if name not in self.columns]
-        with writing_file(path) as temporary, temporary.open("w", newline="") as file:
+        with writing_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
@@ -125,7 +125,7 @@ class Log:
             values += [result.mean.gain_db, result.worst_gain_db]
             row |= {f"{name}_{column}": f"{value:.4f}" for column, value in zip(SET_COLUMNS, values, strict=True)}
         try:
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}; make room and --resume") from None

@@ -43,9 +43,9 @@ def load_module(name: str, weights: Path | None = None) -> nn.Module:
         model = getattr(importlib.import_module(place), builder)()
     except ImportError as error:
         raise InputError(f"--model {name}: cannot import {place} ({error})") from None
-    except TypeError as error:
-        raise InputError(f"--model {name}: {builder} must work without arguments ({error})") from None
     except (Exception, SystemExit) as error:  # it is somebody else's code, and may fail with anything
+        if isinstance(error, TypeError) and error.__traceback__ and not error.__traceback__.tb_next:  # by the call
+            raise InputError(f"--model {name}: {builder} must work without arguments ({error})") from None
         raise InputError(f"--model {name}: {type(error).__name__}: {one_line(error)}{_hint(error)}") from None
     finally:
         with suppress(ValueError):  # their code may change the path, too

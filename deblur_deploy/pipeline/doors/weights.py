@@ -10,6 +10,7 @@ import importlib
 import pickle
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from deblur_deploy.pipeline.doors.module import ready
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "netG.", "generator.")
+_PREFIXES = ("module.", "_orig_mod.")
+_MORE_PREFIXES = (*_PREFIXES, "model.", "netG.", "generator.")
+"""Some architectures have such names themselves."""
 
 
 def load_weights(path: Path) -> tuple[nn.Module, list[str]]:
@@ -38,8 +41,16 @@ def load_weights(path: Path) -> tuple[nn.Module, list[str]]:
     if not state:
         raise ModelError(f"{path} holds no weights that have names")
     spandrel = _spandrel(path)
+    load = spandrel.ModelLoader().load_from_state_dict
     try:
-        found = spandrel.ModelLoader().load_from_state_dict(state)
+        while True:
+            try:
+                found = load(state)
+                break
+            except spandrel.UnsupportedModelError:
+                if not (prefix := _common(state, _MORE_PREFIXES)):
+                    raise
+                state = _without(prefix, state, notes)
     except spandrel.UnsupportedModelError:
         first = ", ".join(list(state)[:3])
         raise ModelError(
@@ -127,7 +138,7 @@ class _Called(nn.Module):
 
 def _tensors(path: Path) -> Any:
     """What the file holds, with nothing in it run."""
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -163,7 +174,16 @@ def unwrapped(content: Any) -> tuple[dict[str, Tensor], list[str]]:
     if not isinstance(content, dict):
         return {}, notes
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-        notes.append(f"the prefix {prefix!r} was taken off their names")
+    while prefix := _common(state, _PREFIXES):
+        state = _without(prefix, state, notes)
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}, notes
+
+
+def _common(state: dict[str, Tensor], prefixes: Sequence[str]) -> str:
+    """Which of ``prefixes`` all names begin with; empty if none."""
+    return next((prefix for prefix in prefixes if state and all(name.startswith(prefix) for name in state)), "")
+
+
+def _without(prefix: str, state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    notes.append(f"the prefix {prefix!r} was taken off their names")
+    return {name.removeprefix(prefix): value for name, value in state.items()}

@@ -9,7 +9,7 @@ import msgspec
 import tyro
 
 from deblur_deploy.errors import check_bounds
-from deblur_deploy.training.config import Kind, Precision, Stage, TrainConfig, loss_terms
+from deblur_deploy.training.config import Kind, Precision, Stage, TrainConfig, check_window, loss_terms
 
 Importance = Literal["magnitude", "taylor", "activation"]
 Target = Literal["macs", "parameters"]
@@ -64,8 +64,7 @@ class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         check_bounds(self, patches=(1, None), **dict.fromkeys(names, (0, None)))
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise ValueError(f"minutes is {self.minutes:g}; allowed: more than 0")
-        if not 3 <= self.frames_window[0] <= self.frames_window[1]:
-            raise ValueError(f"frames_window is {self.frames_window}; allowed: (fewest, most) with 3 <= fewest <= most")
+        check_window(self.frames_window)
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate:g}; allowed: more than 0")
         if "perceptual" in dict(loss_terms(self.loss)):

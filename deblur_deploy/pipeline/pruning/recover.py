@@ -25,6 +25,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.files import writing_file
 from deblur_deploy.pipeline.photos import builtin_photographs
 from deblur_deploy.pipeline.pruning.config import RecoverConfig
+from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.training.bank import Bank, bank_folder
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig
@@ -32,7 +33,7 @@ from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.config import TrainConfig
 from deblur_deploy.training.discovery import find_sources
 from deblur_deploy.training.losses import Loss
-from deblur_deploy.training.sources import Photos, Source
+from deblur_deploy.training.sources import ImageCache, Photos, Source
 from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.train import Progress, Trainer
 from deblur_deploy.training.unet import UNet, pad_to_multiple
@@ -93,8 +94,10 @@ def batches_for(config: RecoverConfig, training: TrainConfig, folder: Path) -> B
     """What recovery trains on; videos are unpacked into ``folder``.  Raises InputError for data of no use."""
     weighted: list[tuple[Source, float]] = [(Photos(builtin_photographs()), 1.0)]
     if not config.weak:
+        # A bank is filled by one process a core, each with a cache of its own.
+        cache, frames = ImageCache(ImageCache.budget_bytes // usable_cores()), folder / "frames"
         found = find_sources(
-            config.data, config.frames, config.video, frames_folder=folder / "frames", window=config.frames_window
+            config.data, config.frames, config.video, frames_folder=frames, cache=cache, window=config.frames_window
         )
         weighted = [pair for item in found for pair in item.weighted()]
     return Batches(weighted, BlurConfig(), training.schedule(), seed=config.seed)

@@ -16,6 +16,7 @@ import msgspec
 
 from deblur_deploy.errors import ModelError
 from deblur_deploy.evaluation.machine import package_versions, this_machine, versions
+from deblur_deploy.evaluation.pairs import find_pairs
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.doors.source import Source
@@ -275,10 +276,11 @@ def data_digest(config: RecoverConfig) -> str:
             path_text, _, share = (text, "", "") if Path(text).exists() else text.rpartition("=")
             root = Path(path_text)
             whole.update(f"{kind} {share}\n".encode())
-            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            listed = [path for pair in find_pairs(root) for path in pair] if root.suffix.lower() == ".csv" else []
+            for path in sorted(root.rglob("*")) if root.is_dir() else [root, *listed]:
                 if path.is_file():
                     stat = path.stat()
-                    name = path.relative_to(root).as_posix() if path != root else path.name
+                    name = path.relative_to(root).as_posix() if root in path.parents else path.name
                     whole.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return whole.hexdigest()
 
