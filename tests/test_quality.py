@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from deblur_deploy.errors import InputError, MissingFileError
 from deblur_deploy.evaluation.pairs import find_pairs, holds_pairs
-from deblur_deploy.evaluation.quality import EQUAL_DB, PairSet, measure, psnr, psnr_shifted, read_pairs, ssim
+from deblur_deploy.evaluation.quality import EQUAL_DB, PairSet, measure, psnr, psnr_shifted, ssim
 from deblur_deploy.media.images import write_image
 from tests.photos import photo, write_pairs
 
@@ -25,7 +25,7 @@ def test_psnr_and_ssim_are_the_textbooks() -> None:
 
 
 def test_doing_nothing_gains_nothing(tmp_path: Path) -> None:
-    for pair in read_pairs(write_pairs(tmp_path, 2)):
+    for pair in PairSet(write_pairs(tmp_path, 2)):
         quality = measure(lambda image: image, pair)
         assert quality.gain_db == 0
         assert measure(lambda image, sharp=pair.sharp: sharp, pair).psnr == EQUAL_DB
@@ -97,4 +97,4 @@ def test_pairs_of_different_sizes_are_named(tmp_path: Path) -> None:
     write_pairs(tmp_path, 1)
     write_image(tmp_path / "sharp" / "0.png", photo(0, 20, 30))
     with pytest.raises(InputError, match=r"0\.png has 80x64 pixels.* 30x20"):
-        list(read_pairs(tmp_path))
+        list(PairSet(tmp_path))

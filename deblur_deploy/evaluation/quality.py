@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -128,11 +128,6 @@ class PairSet(Sequence[Pair]):
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
         return _read_pair(self.paths[index], self.names[index])
-
-
-def read_pairs(path: Path) -> Iterator[Pair]:
-    """The pairs of ``PairSet(path)``."""
-    return iter(PairSet(path))
 
 
 def usable_pairs(path: Path) -> tuple[PairSet, list[str]]:

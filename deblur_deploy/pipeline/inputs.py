@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.machine import versions
 from deblur_deploy.evaluation.pairs import find_pairs
-from deblur_deploy.evaluation.quality import Pair, read_pairs
+from deblur_deploy.evaluation.quality import Pair, PairSet
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import Image, list_images
 from deblur_deploy.wheels import OPENCVS
@@ -39,7 +39,7 @@ def pairs(folder: Path | None) -> Photos[Pair]:
     def load() -> list[Pair]:
         from deblur_deploy.pipeline.photos import builtin_pairs
 
-        return builtin_pairs() if folder is None else list(read_pairs(folder))
+        return builtin_pairs() if folder is None else list(PairSet(folder))
 
     paths = [] if folder is None else find_pairs(folder)
     return Photos(_digest((image for pair in paths for image in pair), folder), load)

@@ -137,7 +137,6 @@ def read_contract(data: bytes, where: object) -> ModelContract:
         [node.name for node in (*inputs, *outputs)] == [INPUT, OUTPUT],
         all(node.type == kind and len(node.shape) == 4 and node.shape[channel] == 3 for node in inputs),
         all(node.type == kind and len(node.shape) == 4 for node in outputs),
-        contract.size_divisor >= 1 and contract.receptive_radius_px >= 0,
     ]
     if not all(promised):
         raise ModelError(f"{where} does not keep the contract that it carries; export it again with deblur-export")
