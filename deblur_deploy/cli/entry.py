@@ -12,7 +12,7 @@ from importlib import import_module
 from deblur_deploy.cli.common import USER_ERROR
 from deblur_deploy.errors import DeblurError, one_line
 
-_EXTRAS = {"bench": "cpu,export", "export": "cpu,export", "run": "cpu", "serve": "cpu,serve", "train": "train"}
+_EXTRAS = {"bench": "cpu,export", "export": "cpu,export", "run": "cpu", "serve": "cpu,serve", "train": "cpu,train"}
 
 
 def _script(name: str) -> Callable[[], int]:
