@@ -188,17 +188,20 @@ def _claimed(folder: Path, key: str) -> Iterator[Path]:
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type, value: int) -> NDArray[Any]:
     """The array in ``path``; a new one full of ``value`` if there is none of that shape."""
-    array, new = None, False
     with suppress(OSError, ValueError):
         array = np.lib.format.open_memmap(path, mode="r+")
-    if array is None or array.shape != shape or array.dtype != dtype:
-        array, new = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape), True
+        if array.shape == shape and array.dtype == dtype:
+            return array
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
-        # A disk that is full ends a process that writes to a map without a word, so the room is taken now; also where
-        # an earlier run found none.
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    if new and value:
+        # A disk that is full ends a process that writes to a map without a word, so the room is taken now.
+        try:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError:
+            path.unlink()  # it is full of holes
+            raise
+    if value:
         array[:] = value
     return array
 
