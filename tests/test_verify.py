@@ -134,7 +134,7 @@ def test_half_precision_that_does_not_hold_is_refused(fp16, change, says):
         check_drop(replace(fp16, **change), RECIPE)
 
 
-@pytest.mark.parametrize(("factor", "least"), [(3000, 65504), (np.nan, np.inf)])
+@pytest.mark.parametrize(("factor", "least"), [(3000, 65504), (np.nan, 1e300)])
 def test_weights_that_overflow_half_precision_are_found_on_a_cpu_too(fp32, tmp_path, factor, least):
     model = onnx.load(fp32.path)
     for value in model.graph.initializer:
@@ -142,7 +142,7 @@ def test_weights_that_overflow_half_precision_are_found_on_a_cpu_too(fp32, tmp_p
             more = np.float32(factor) * onnx.numpy_helper.to_array(value)
             value.CopyFrom(onnx.numpy_helper.from_array(more, value.name))
     onnx.save(model, tmp_path / "fp32.onnx")
-    assert peak_activation(replace(fp32, path=tmp_path / "fp32.onnx"), [photo(0)]) >= least
+    assert peak_activation(replace(fp32, path=tmp_path / "fp32.onnx"), [photo(0)]) > least
 
 
 def test_int8_is_held_to_its_budget_on_every_provider_and_on_every_image(fp16):
