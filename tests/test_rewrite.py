@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, parser
 from torch import nn
 
 from deblur_deploy.errors import InputError, ModelError
@@ -60,6 +60,17 @@ def test_a_graph_of_one_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(InputError, match=r"cannot export net for all sizes: .* \(h // 2, not int\(h / 2\)\)"):
         exported(net, "net", Convention(output="output"))
     assert asked == [False, True]
+
+
+def test_a_graph_may_call_its_values_as_ours_do_and_as_ours_would_be_renamed() -> None:
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        net (float[n, 3, h, w] image) => (float[n, 3, h, w] output)
+        { blocks = Abs(image) blocks_of_body = Neg(blocks) output = Add(blocks_of_body, image) }"""
+    )
+    image = np.random.default_rng(0).random((2, 3, 4, 5), np.float32)
+    found = OnnxRunner(body_of(model, Convention(output="output", range="255")), "net")(image)[CORRECTION]
+    np.testing.assert_allclose(found, np.zeros_like(image), atol=1e-6)
 
 
 class Upsampling(nn.Module):

@@ -80,7 +80,10 @@ def insert_body(whole: ModelProto, body: ModelProto, source: str, target: str) -
     taken |= {value.name for value in (*whole.graph.initializer, *whole.graph.input, *whole.graph.output)}
     made = {name for node in body.graph.node for name in node.output if name}
     made |= {value.name for value in body.graph.initializer}
-    names = {name: f"{name}_of_body" for name in made & taken}
+    suffix = "_of_body"
+    while any(name + suffix in made for name in taken):
+        suffix += "_"
+    names = {name: name + suffix for name in made & taken}
     names |= {source: nodes[place].input[0], target: nodes[place].output[0]}
     inside = [renamed(node, names) for node in body.graph.node]
     set_nodes(whole, [*nodes[:place], *inside, *nodes[place + 1 :]])
