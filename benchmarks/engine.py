@@ -128,7 +128,12 @@ def beside_limits(row: Row, options: Engine, notes: list[str]) -> dict[str, Any]
     ceilings = {"cpu": cpu_ceilings(side, options.threads, seconds)}
     if row.provider == "cuda" and torch.cuda.is_available():
         ceilings["cuda"] = gpu_ceilings(4 * side)
-    return {"frames_per_s": row.frames_per_s, "share": share(row, config, ceilings), "ceilings": ceilings}
+    found = {"frames_per_s": row.frames_per_s, "ceilings": ceilings}
+    try:
+        return {**found, "share": share(row, config, ceilings)}
+    except KeyError as error:
+        notes.append(f"no shares of the limits: no ceiling {error} was measured for {row.provider}")
+        return found
 
 
 if __name__ == "__main__":

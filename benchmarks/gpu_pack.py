@@ -49,6 +49,8 @@ class Arguments:
     """Megabytes of all pictures together."""
     python: str = "3.12"
     """Python of the other machine."""
+    force: bool = False
+    """Replace the folder if it is there."""
 
 
 def pictures(arguments: Arguments) -> Iterator[tuple[Path, Path, int | None]]:
@@ -87,8 +89,7 @@ def download(folder: Path, python: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the pack."""
     arguments = tyro.cli(Arguments, args=argv)
-    shutil.rmtree(arguments.pack, ignore_errors=True)
-    with writing_folder(arguments.pack) as folder:
+    with writing_folder(arguments.pack, force=arguments.force) as folder:
         for quality in QUALITIES:
             if (total := write(arguments, folder, quality)) <= arguments.limit_mb * 1e6:
                 break

@@ -247,7 +247,7 @@ def share(row: Row, config: UNetConfig, ceilings: dict[str, dict[str, Any]]) -> 
     width, height = map(int, row.size.split("x"))
     pixels = ceil(width / config.size_divisor) * ceil(height / config.size_divisor) * config.size_divisor**2
     arithmetic = row.facts["receipt"]["effective_precision"]
-    device = ceilings["cuda" if row.provider == "cuda" else "cpu"]
+    device = ceilings["cpu" if row.provider in ("cpu", "openvino") else row.provider]
     operations = 2 * config.macs_per_pixel * pixels
     # The image comes in and goes out as three values a pixel.
     image = 6 * width * height * (_BYTES["fp32"] if row.variant == "float" else 1)

@@ -3,58 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deblur_deploy.evaluation.worker import Candidate
-from deblur_deploy.media.images import Image
+
+if TYPE_CHECKING:
+    # Not at run time: the process's memory and start are the peer's, not OpenCV's.
+    from deblur_deploy.media.images import Image
 
 
 def onnxruntime_defaults(files: dict[str, str], threads: int, provider: str = "CPUExecutionProvider") -> Candidate:
-    """``files`` by WIDTHxHEIGHT; default session options but for the number of threads."""
+    """``files`` by WIDTHxHEIGHT, of which the first is loaded now; default session options but for the number of
+    threads."""
     import onnxruntime as ort
 
     if provider == "CUDAExecutionProvider":
         ort.preload_dlls()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    sessions: dict[str, ort.InferenceSession] = {}
+
+    @cache
+    def session(size: str) -> ort.InferenceSession:
+        opened = ort.InferenceSession(files[size], options, providers=[provider])
+        # What cannot be loaded is silently replaced by the CPU.
+        if (first := opened.get_providers()[0]) != provider:
+            raise RuntimeError(f"onnxruntime took {first} instead of {provider}")
+        return opened
 
     def restore(image: Image) -> Image:
-        size = f"{image.shape[1]}x{image.shape[0]}"
-        if size not in sessions:
-            sessions[size] = ort.InferenceSession(files[size], options, providers=[provider])
-            # What cannot be loaded is silently replaced by the CPU.
-            if (first := sessions[size].get_providers()[0]) != provider:
-                raise RuntimeError(f"onnxruntime took {first} instead of {provider}")
-        restored: Image = sessions[size].run(None, {"image": image[None]})[0][0]
+        restored: Image = session(_size(image)).run(None, {"image": image[None]})[0][0]
         return restored
 
+    session(next(iter(files)))
     facts = {"library": f"onnxruntime {ort.__version__}", "threads": threads, "provider": provider}
     return Candidate(restore=restore, facts=facts, threads=threads)
 
 
 def openvino_native(files: dict[str, str], threads: int) -> Candidate:
-    """``files`` (ONNX or OpenVINO IR) by WIDTHxHEIGHT; the LATENCY hint, precision left to OpenVINO."""
+    """``files`` (ONNX or OpenVINO IR) by WIDTHxHEIGHT, of which the first is compiled now; the LATENCY hint, precision
+    left to OpenVINO."""
     import openvino as ov
 
     core = ov.Core()
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    facts = {"library": f"openvino {ov.__version__}", "threads": threads, "hint": "LATENCY"}
-    compiled = {}
+
+    @cache
+    def request(size: str) -> Any:
+        return core.compile_model(files[size], "CPU", hints).create_infer_request()
 
     def restore(image: Image) -> Image:
-        size = f"{image.shape[1]}x{image.shape[0]}"
-        if size not in compiled:
-            compiled[size] = core.compile_model(files[size], "CPU", hints).create_infer_request()
-            facts["precision hint"] = str(
-                compiled[size].get_compiled_model().get_property("INFERENCE_PRECISION_HINT").to_string()
-            )
-        restored: Image = compiled[size].infer({0: image[None]})[0][0]
+        restored: Image = request(_size(image)).infer({0: image[None]})[0][0]
         return restored
 
+    precision = request(next(iter(files))).get_compiled_model().get_property("INFERENCE_PRECISION_HINT").to_string()
+    facts = {
+        "library": f"openvino {ov.__version__}",
+        "threads": threads,
+        "hint": "LATENCY",
+        "precision hint": str(precision),
+    }
     return Candidate(restore=restore, facts=facts, threads=threads)
+
+
+def _size(image: Image) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
 
 
 def quantize_nncf(source: Path, target: Path, tiles: Sequence[Image]) -> Path:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deblur_deploy.evaluation.worker import Candidate
-from deblur_deploy.media.images import Image
 from deblur_deploy.training.checkpoint import load_checkpoint
+
+if TYPE_CHECKING:
+    # Not at run time: the process's memory and start are PyTorch's, not OpenCV's.
+    from deblur_deploy.media.images import Image
 
 
 class Bytes(nn.Module):

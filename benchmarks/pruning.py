@@ -28,6 +28,7 @@ from deblur_deploy.evaluation import plots
 from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.quality import PairSet, Quality, Restorer, mean_quality, measure
 from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.evaluation.sets import by_name
 from deblur_deploy.files import sha256, writing_file
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.export import Exporter
@@ -36,7 +37,7 @@ from deblur_deploy.pipeline.photos import builtin_pairs, calibration_from
 from deblur_deploy.pipeline.pruning.config import Importance, PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.pruning.fit import int8_layout
 from deblur_deploy.pipeline.pruning.prune import network_of, plan_for, sensitivity, sizes
-from deblur_deploy.pipeline.pruning.recover import batches_for, recover, samples_for
+from deblur_deploy.pipeline.pruning.recover import banked, batches_for, recover, samples_for
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
@@ -148,7 +149,7 @@ def run(options: Pruning) -> int:
     for (share, kind), net in nets.items():
         save_checkpoint(net, options.work / f"{kind.replace(' ', '-')}-{share:g}.safetensors")
 
-    sets = {path.name: list(PairSet(path)) for path in options.val} or {"builtin": builtin_pairs()}
+    sets = {name: list(PairSet(path)) for name, path in by_name(options.val).items()} or {"builtin": builtin_pairs()}
     rows: list[Row] = []
     for (share, kind), net in nets.items():
         on_progress(f"quality of {kind} at {share:.0%}")
@@ -208,7 +209,8 @@ def _train(unet: UNet, config: RecoverConfig, folder: Path) -> UNet:
     trainer = Trainer(unet, training, folder)
     if (folder / "state.safetensors").exists():
         trainer.load_state()
-    trainer.run(batches_for(config, training, folder), {}, _saying(progress()))
+    feed = banked(batches_for(config, training, folder), config, trainer.device)
+    trainer.run(feed, {}, _saying(progress()))
     if trainer.step < training.steps:
         raise KeyboardInterrupt
     return load_checkpoint(folder / "last.safetensors")

@@ -25,6 +25,7 @@ from deblur_deploy.evaluation.bench import Entry, Plan, Progress, measure_latenc
 from deblur_deploy.evaluation.latency import at_size
 from deblur_deploy.evaluation.quality import Pair, psnr, usable_pairs
 from deblur_deploy.evaluation.record import Row, new_record
+from deblur_deploy.evaluation.sets import by_name
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.config import Int8Config
@@ -59,10 +60,10 @@ def run(options: Quantization) -> int:
     notes: list[str] = []
     on_progress = progress()
     sets = {"built-in": [pair.centre(CROP) for pair in pairs(options)]}
-    for folder in options.data:
+    for name, folder in by_name(options.data).items():
         found, failed = usable_pairs(folder)
         notes += failed
-        sets[folder.name] = [pair.centre(CROP) for pair in (found[:2] if options.quick else found)]
+        sets[name] = [pair.centre(CROP) for pair in (found[:2] if options.quick else found)]
     size = (640, 352) if options.quick else (1280, 720)  # which no network here would have to pad
     plan = Plan(sizes=(size,), budget_s=options.budget_s / (12 if options.quick else 1))
     rows: list[Row] = []

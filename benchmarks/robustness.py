@@ -79,12 +79,15 @@ def sweep(kind: str, count: int, first: int = 0) -> tuple[Counter[str], list[tup
 
 
 def keep(path: Path, settings: dict[str, Any], found: dict[str, Any]) -> None:
-    """Write the record; parts that were not tried now stay from the record that is there."""
+    """Write the record; parts that were not tried now stay from the record that is there, each with its own date."""
+    import msgspec
+
     from deblur_deploy.evaluation.record import new_record, read_record, write_json
 
-    if path.exists():
-        found = {**read_record(path).found, **found}
-    write_json(path, new_record("robustness", settings, found=found))
+    record = new_record("robustness", settings)
+    before = read_record(path).found if path.exists() else {}
+    mine = {name: {**part, "date": record.date, "commit": record.commit} for name, part in found.items()}
+    write_json(path, msgspec.structs.replace(record, found={**before, **mine}))
 
 
 def main() -> int:

@@ -53,7 +53,9 @@ def robustness_table(record: Record) -> Table:
         came = [f"{found['accepted']:,} opened", *(f"{count:,} {error}" for count, error in reversed(refused))]
         tried = sum(value for value in found.values() if isinstance(value, int))
         lines.append([f"{name}, damaged", f"{tried:,}", ", ".join(came), str(failures)])
-    note = "A failure is a crash, a hang of 20 seconds, an error of more than one line, half a file or a silent loss; "
+    dates = {found["date"][:10] for found in record.found.values() if "date" in found}
+    note = f"Tried between {min(dates)} and {max(dates)}. " if len(dates) > 1 else ""
+    note += "A failure is a crash, a hang of 20 seconds, an error of more than one line, half a file or a silent loss; "
     note += "commands are killed with -9 at random moments, and what has a name of its own is then looked at."
     return Table(heading="Damaged files and kills", columns=["what", "times", "", "failures"], rows=lines, note=note)
 

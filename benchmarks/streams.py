@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from deblur_deploy.evaluation.worker import Candidate
-from deblur_deploy.media.images import Image
 from deblur_deploy.runtime.engine import DeblurEngine
+
+if TYPE_CHECKING:
+    from deblur_deploy.media.images import Image
 
 
 def load(model: str, provider: str, streams: int, threads: int) -> Candidate:

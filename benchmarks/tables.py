@@ -150,7 +150,7 @@ def int8_table(record: Record) -> Table:
     lines = []
     for row in sorted(record.rows, key=lambda row: (row.model, row.median_ms or float("inf"))):
         found = [quality[row.model][name].get(f"{row.model}/{row.variant} on {row.provider}") for name in sets]
-        lost = [f"{of['drop_db']:.3f} ({of['worst_drop_db']:.2f})" if of else "" for of in found]
+        lost = [f"{of['drop_db']:.3f} ({of['worst_drop_db']:.2f})" if of and "drop_db" in of else "" for of in found]
         ms = digits(row.median_ms) if row.error is None else "failed"
         lines.append([row.model, row.variant, _run_by(row), ms, *lost])
     size, crop = next(row.size for row in record.rows if row.size), record.settings["crop_px"]

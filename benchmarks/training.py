@@ -138,9 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             batches = Batches(weighted, BlurConfig(), config.schedule(), seed=0)
             bank = Bank(batches, out / "bank", "benchmark", 2**28)
+            filled: list[int] = []
+            bank.watch = lambda made, _of, filled=filled: filled.append(made)
             since = time.perf_counter()
             next(bank.load(0, arguments.steps, 1))
-            made = arguments.steps * stage.patches / (time.perf_counter() - since)
+            made = filled[-1] / (time.perf_counter() - since)
             for busy in (False, True):
                 for name, feed in (("fresh", batches), ("bank", bank)):
                     row: dict[str, object] = {"feed": name, "beside": "a busy process" if busy else "nothing"}

@@ -176,8 +176,9 @@ def make_clip(path: Path, photo: np.ndarray, frames: int, options: Video) -> Pat
 def command(clip: Path, out: Path, options: Video) -> float:
     """Seconds of the whole command, from its start to its end."""
     line = [sys.executable, "-m", "deblur_deploy.cli.run", str(clip), "--out", str(out), "--model", str(options.model)]
+    line += ["--provider", options.provider, "--threads", str(options.threads)]
     begin = perf_counter()
-    done = subprocess.run([*line, "--provider", options.provider], capture_output=True, text=True)
+    done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
         raise ProviderError(f"deblur-run failed: {(done.stderr.strip() or 'no word').splitlines()[-1]}")
     return perf_counter() - begin

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from deblur_deploy.evaluation.quality import PairSet, Restorer, compare, psnr, psnr_shifted
 from deblur_deploy.evaluation.record import new_record, write_json
+from deblur_deploy.evaluation.sets import by_name
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import list_images, read_image
 from deblur_deploy.training.checkpoint import load_checkpoint
@@ -102,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sha256": sha256(arguments.checkpoint),
         "parameters": parameter_count(model),
         "macs_per_pixel": model.config.macs_per_pixel,
-        "pairs": {path.stem: measure_pairs(restorer, PairSet(path)) for path in arguments.val},
-        "blurry": {path.name: measure_blurry(restorer, path) for path in arguments.blurry},
+        "pairs": {name: measure_pairs(restorer, PairSet(path)) for name, path in by_name(arguments.val).items()},
+        "blurry": {name: measure_blurry(restorer, path) for name, path in by_name(arguments.blurry).items()},
         "sharp": {"/".join(path.parts[-2:]): measure_sharp(restorer, path) for path in arguments.sharp},
     }
     table = Table("set", "PSNR", "gain", "SSIM", "gain, best shift", "worst image", box=None)

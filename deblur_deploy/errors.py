@@ -64,12 +64,18 @@ def one_line(error: BaseException, most: int = 400) -> str:
     return shorten(str(error), most, placeholder=" ...") or type(error).__name__
 
 
+def about(source: object, error: BaseException) -> str:
+    """One line on why the file ``source`` was not restored, which names it once."""
+    text = str(error) if isinstance(error, DeblurError) else f"it cannot be restored: {error or type(error).__name__}"
+    return text if str(source) in text else f"{source}: {text}"
+
+
 def check_bounds(config: object, **bounds: tuple[float, float | None]) -> None:
     """Raises ValueError for the first of these attributes that is not a number from the least to the most allowed one.
 
-    Without a most, any that is no less is allowed.
+    Without a most, any finite one that is no less is allowed.
     """
     for name, (least, most) in bounds.items():
         value = getattr(config, name)
-        if not least <= value <= (inf if most is None else most):
+        if not (least <= value < inf if most is None else least <= value <= most):
             raise ValueError(f"{name} is {value}; allowed: {least} {'or more' if most is None else f'to {most}'}")

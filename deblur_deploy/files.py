@@ -32,18 +32,20 @@ def sha256(path: Path) -> str:
 def writing_file(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``target`` (same suffix); rename it to ``target`` if the block succeeds.
 
-    A symbolic link is followed.  Raises OutputError if the folder cannot be written or the disk is full; the temporary
-    file is then removed.
+    A symbolic link is followed, and who may read an existing file may read the new one.  Raises OutputError if the
+    folder cannot be written, the disk is full or ``target`` is a pipe or a device; the temporary file is then removed.
     """
+    target = Path(os.path.realpath(target))
+    _refuse_special(target)
     try:
-        target = Path(os.path.realpath(target))
         target.parent.mkdir(parents=True, exist_ok=True)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
         temporary, held = _held(_new_file, target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, mode)
         os.replace(temporary, target)
     except DeblurError:
         raise
@@ -80,7 +82,18 @@ def refuse_unwritable(target: Path) -> None:
     """Raise OutputError if ``target`` cannot become a file (call it before any costly work)."""
     if os.path.isdir(target):  # noqa: PTH112, since it does not raise inside a locked folder
         raise OutputError(f"{target} is a folder, a file is needed; choose another name")
+    _refuse_special(target)
     make_folder(target.parent, target)
+
+
+def _refuse_special(target: Path) -> None:
+    """Raise OutputError for what would be gone if a file took its place, as /dev/null."""
+    try:
+        found = kind_of(target)
+    except MissingFileError:  # the system does not tell, and will not let it be written either
+        return
+    if found in ("pipe", "device"):
+        raise OutputError(f"{target} is a {found}, a file is needed; choose another name")
 
 
 def make_folder(folder: Path, target: Path | None = None) -> None:

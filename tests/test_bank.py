@@ -116,6 +116,18 @@ def test_a_full_disk_is_one_line(photographs: Path, tmp_path: Path, monkeypatch:
     assert not list(tmp_path.rglob("*.npy")), "a file full of holes would end the next run without a word"
 
 
+def test_what_fails_while_it_is_filled_is_no_full_disk(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(module.Batches, "load_these", fails)
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        next(bank(photographs, tmp_path).load(0, 6, 0))
+    assert not isinstance(caught.value, OutputError)
+
+
 def test_it_lies_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DEBLUR_CACHE", str(tmp_path))
     assert module.bank_folder() == tmp_path / "bank"

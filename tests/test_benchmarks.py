@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -147,6 +148,14 @@ def test_torch_as_a_peer_restores_what_the_network_does(how, script, tmp_path):
     half = how.get("half")
     assert candidate.facts["autocast"] == (half if half == "bfloat16" else None)
     assert candidate.facts["weights"] == ("float16" if half == "float16" else "float32")
+
+
+@pytest.mark.parametrize("name", ["peer_onnx", "peer_torch", "streams"])
+def test_a_candidates_process_holds_nothing_but_the_candidate(name):
+    """Its peak memory and its time to load are published."""
+    code = f"import sys, {name}; print([name for name in ('cv2', 'skimage') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch about itself

@@ -209,7 +209,7 @@ def test_measured_kernels_come_back_as_they_are_but_turned(tmp_path: Path) -> No
     kernel = np.zeros((2, 5, 5))
     kernel[0, 2, 3], kernel[1, 1, 1] = 4, 2
     np.savez(tmp_path / "kernels.npz", a=kernel, b=np.ones((3, 3)))
-    loaded = kernels.load_kernels(str(tmp_path / "kernels.npz"))
+    loaded = kernels.load_kernels(str(tmp_path / "kernels.npz"), 5)
     assert [k.shape for k in loaded] == [(5, 5), (5, 5), (3, 3)]
     assert all(k.sum() == pytest.approx(1) for k in loaded)
     plan = draw_plan(only("measured"), np.random.default_rng(0), loaded[:1])
@@ -220,6 +220,7 @@ def test_measured_kernels_come_back_as_they_are_but_turned(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [(None, "cannot read"), (b"text", "cannot read"), (np.ones((4, 4)), "odd side"), (np.ones(3), "odd side"),
+     (np.ones((7, 7)), "of 7 px, but patches have a border for 5"),
      (np.zeros((3, 3)), "sum"), (np.full((3, 3), np.nan), "sum")],
 )  # fmt: skip
 def test_bad_kernels_are_an_input_error(content: object, said: str, tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_bad_kernels_are_an_input_error(content: object, said: str, tmp_path: Pa
     elif content is not None:
         np.savez(path, content)
     with pytest.raises(InputError, match=said):
-        kernels.load_kernels(str(path))
+        kernels.load_kernels(str(path), 5)
 
 
 @pytest.mark.parametrize(

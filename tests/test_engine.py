@@ -403,6 +403,22 @@ def test_the_session_used_last_is_kept(bundle: Path, monkeypatch: pytest.MonkeyP
     assert shapes[1] not in sessions._fixed
 
 
+def test_sizes_that_do_not_fit_beside_each_other_do_not_take_turns_in_being_compiled(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions, compiled = DeblurEngine(bundle, "cpu", "fp32")._main, list[tuple[int, ...]]()
+    assert sessions is not None
+    monkeypatch.setattr(sessions, "_create", lambda shape: compiled.append(shape) or sessions._any)
+    monkeypatch.setattr(sessions, "_budget", 1)
+    upright, wide = (1, 16, 8, 3), (1, 8, 16, 3)
+    for _ in range(sessions_module._OFTEN_WHEN_FULL - 1):
+        for shape in (upright, wide):
+            sessions._session(shape, often=False)
+    assert compiled == [upright]
+    sessions._session(wide, often=False)
+    assert compiled == [upright, wide]
+
+
 def test_a_shape_that_cannot_be_compiled_runs_all_the_same(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, image, tried = DeblurEngine(bundle, "cpu", "fp32"), noise(31, 33, 3), []
 

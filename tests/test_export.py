@@ -23,13 +23,15 @@ from deblur_deploy import DeblurEngine
 from deblur_deploy.cli.common import guarded
 from deblur_deploy.cli.export import command
 from deblur_deploy.contract import ModelContract
+from deblur_deploy.errors import InputError
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import write_image
 from deblur_deploy.pipeline import build as build_module
 from deblur_deploy.pipeline import bundle as bundle_module
-from deblur_deploy.pipeline.config import Int8Config
+from deblur_deploy.pipeline.config import Int8Config, VerifyConfig
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.recipe import read_recipe, write_recipe
+from deblur_deploy.pipeline.pruning.config import PruneConfig
+from deblur_deploy.pipeline.recipe import Recipe, read_recipe, write_recipe
 from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.training.checkpoint import save_checkpoint
 from deblur_deploy.training.validation import TorchRestorer
@@ -331,6 +333,16 @@ def test_a_damaged_cache_is_said_and_made_again(room, bundle, tmp_path, capfd):
     said = [line for line in capfd.readouterr().err.splitlines() if "was damaged" in line]
     assert said == ["- quantize: the cache was damaged (int8.onnx differs from what was written); made again"]
     assert sha256(tmp_path / "out" / "int8.onnx") == sha256(bundle / "int8.onnx")
+
+
+def test_providers_may_have_their_long_names():
+    recipe = Recipe(
+        verify=VerifyConfig(providers=("CPUExecutionProvider", "CPU")), prune=PruneConfig(macs=0.5, provider="CPU")
+    )
+    named = bundle_module._with_short_names(recipe)
+    assert (bundle_module._wished(named), named.prune.provider) == (["cpu"], "cpu")
+    with pytest.raises(InputError, match="no provider is called 'auto'; use cpu"):
+        bundle_module._with_short_names(Recipe(verify=VerifyConfig(providers=("auto",))))
 
 
 def test_a_provider_that_was_not_asked_for_and_does_not_work_is_left_out(room, bundle, tmp_path, monkeypatch, capfd):

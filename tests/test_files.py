@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from deblur_deploy.errors import MissingFileError, OutputError
-from deblur_deploy.files import existing, refuse_existing, remove_leftovers, sha256, writing_file, writing_folder
+from deblur_deploy.files import (
+    existing,
+    refuse_existing,
+    refuse_unwritable,
+    remove_leftovers,
+    sha256,
+    writing_file,
+    writing_folder,
+)
 from tests.conftest import reading_as_nobody, unprivileged
 
 
@@ -150,6 +158,23 @@ def test_a_name_may_be_as_long_as_the_system_takes(tmp_path, stem):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names")
+def test_a_device_or_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for check in (refuse_unwritable, lambda target: writing_file(target).__enter__()):
+        with pytest.raises(OutputError, match="pipe is a pipe, a file is needed; choose another name"):
+            check(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="/dev/null is a device"):
+        refuse_unwritable(Path("/dev/null"))
+
+
+def test_who_may_read_a_file_may_read_the_next(tmp_path):
+    (tmp_path / "secret").touch(mode=0o600)
+    for name in ("secret", "new"):
+        with writing_file(tmp_path / name) as temporary:
+            temporary.write_text("new")
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("secret", "new")] == [0o600, 0o644]
+
+
 def test_a_pipe_is_called_one(tmp_path):
     os.mkfifo(tmp_path / "p.png")
     with pytest.raises(MissingFileError, match=r"p\.png is a pipe, a file is needed"):

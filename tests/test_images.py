@@ -259,6 +259,8 @@ def test_white_may_be_zero(tmp_path: Path, bits: int, dtype: str) -> None:
     pixels = noise(8, 9).astype(dtype) * (257 if bits == 16 else 1)
     (tmp_path / "a.tif").write_bytes(tiff(0, bits, (9, 8), pixels.tobytes()))
     np.testing.assert_array_equal(images.read_photo(tmp_path / "a.tif").pixels, 2**bits - 1 - pixels)
+    in_bytes = pixels if bits == 8 else pixels // 257
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.tif")[..., 0], 255 - in_bytes)
 
 
 def cmyk(suffix: str) -> bytes:
@@ -279,6 +281,18 @@ def jpeg_with(*parts: bytes) -> bytes:
     return put_back(cv2.imencode(".jpg", noise(9, 9, 3))[1].tobytes(), Beside(format="JPEG", parts=parts))
 
 
+def begins_with_a_preview() -> bytes:
+    """Two pictures, of which the first says that it is a reduced one."""
+    done, data = cv2.imencodemulti(".tif", [noise(8, 10, 3), noise(64, 80, 3)])
+    assert done
+    content = bytearray(data.tobytes())
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    (at,) = (at for at in range(start + 2, start + 2 + 12 * count, 12) if content[at : at + 2] == b"\xfe\0")
+    struct.pack_into("<I", content, at + 8, 1)
+    return bytes(content)
+
+
 RGBA = noise(1, 2, 4).tobytes()
 
 
@@ -292,6 +306,11 @@ RGBA = noise(1, 2, 4).tobytes()
         ("a.tif", lambda: tiff(2, 8, (2, 1), RGBA, t338=(3, 1)), "has premultiplied alpha"),
         ("a.tif", lambda: tiff(1, 8, (2, 1), RGBA[:4], t338=(3, 2)), "has 2 samples a pixel"),
         ("a.tif", lambda: tiff(2, 8, (2, 1), RGBA[:6], t50706=(4, 1025)), "is a DNG"),
+        ("a.tif", begins_with_a_preview, "a.tif begins with a preview, which alone could be read"),
+        ("a.tif", lambda: tiff(2, 16, (2, 1), RGBA[:6] * 2, t284=(3, 2)), "keeps each colour in a plane of its own"),
+        ("a.tif", lambda: tiff(0, 32, (2, 1), RGBA, t339=(3, 3)), "floats that count from white down to black"),
+        ("a.tif", lambda: tiff(2, 32, (2, 1), RGBA * 3, t339=(3, 2)), "has pixels of int32; save it with 8 or 16"),
+        ("a.tif", lambda: tiff(1, 64, (2, 1), RGBA * 2, t339=(3, 3)), "has pixels of float64; save it with 8 or 16"),
         ("a.tif", lambda: b"II+\0\x08\0\0\0" + bytes(99), "is a BigTIFF, which cannot be restored"),
         ("a.jpg", lambda: b"\0\0\0\x18ftypheic" + bytes(99), "is a HEIC, which"),
         ("a.png", lambda: png_claiming(1_100_000, 4), "states 1100000x4 pixels; a side of more than 1000000"),
@@ -343,6 +362,18 @@ def test_a_bmp_keeps_its_resolution(tmp_path: Path) -> None:
     pil.fromarray(noise(20, 30, 3)).save(tmp_path / "a.bmp", dpi=(300, 200))
     with pil.open(io.BytesIO(again(tmp_path / "a.bmp"))) as image:
         assert image.info["dpi"] == pytest.approx((300, 200), abs=0.1)
+
+
+@pytest.mark.parametrize("mask", [None, 0, 0xFF000000])
+def test_the_fourth_byte_of_a_bmp_is_alpha_only_if_it_says_so(tmp_path: Path, mask: int | None) -> None:
+    pixels = noise(6, 8, 4)
+    masks = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF) + (b"" if mask is None else struct.pack("<I", mask) + bytes(48))
+    size = 40 if mask is None else 104
+    head = struct.pack("<IiiHHIIiiII", size, 8, -6, 1, 32, 3, pixels.size, 0, 0, 0, 0) + masks
+    body = b"BM" + struct.pack("<IHHI", 14 + len(head) + pixels.size, 0, 0, 14 + len(head)) + head + pixels.tobytes()
+    (tmp_path / "a.bmp").write_bytes(body)
+    found = images.read_photo(tmp_path / "a.bmp").pixels
+    np.testing.assert_array_equal(found, pixels[..., [2, 1, 0, 3]] if mask else pixels[..., [2, 1, 0]])
 
 
 @pytest.mark.parametrize("channels", [3, 4])

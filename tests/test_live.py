@@ -195,6 +195,29 @@ def test_a_playlist_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "b.mkv").exists()
 
 
+def test_what_was_recorded_before_a_failure_is_kept(tmp_path: Path) -> None:
+    calls = []
+
+    def fails_late(image: np.ndarray) -> np.ndarray:
+        calls.append(image)
+        if len(calls) > 9:
+            raise InputError("the camera changed its mind")
+        return image
+
+    source, target = make(tmp_path / "a.avi", "mpeg4", "yuv420p").as_uri(), tmp_path / "b.mkv"
+    with pytest.raises(InputError, match=r"changed its mind; the 9 frames before that are in .*b\.mkv"):
+        live.record(source, target, fails_late)
+    assert len(facts(target)["times"]) == 9
+
+
+def test_an_encoder_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(live._ENCODERS, ".avi", ("nosuchencoder", {}))
+    source = make(tmp_path / "a.avi", "mpeg4", "yuv420p").as_uri()
+    with pytest.raises(OutputError, match=r"\.avi cannot be written: .*choose another kind of file"):
+        live.record(source, tmp_path / "b.avi", identity)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.avi"]
+
+
 def test_what_gives_no_frame_or_too_large_ones_leaves_nothing(tmp_path: Path) -> None:
     source = make(tmp_path / "a.avi", "mpeg4", "yuv420p").as_uri()
     with pytest.raises(InputError, match="limit"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
-from deblur_deploy.pipeline.int8 import quantizer
+from deblur_deploy.pipeline.int8 import probe, quantizer
 from deblur_deploy.pipeline.int8.quantizer import Quantizer
 from tests.photos import photo
 from tests.small import exporter
@@ -28,6 +29,19 @@ def test_layers_alone_are_tried_only_where_more_than_they_has_kernels(
     whole._ops = lambda layout: ops
     narrow = whole.narrower()
     assert (narrow and narrow._int8_ops("planes")) == layers_only
+
+
+@pytest.mark.parametrize("more", ["y = Dropout(x)", "s = SplitToSequence(x)\n y = ConcatFromSequence<axis = 0>(s)"])
+def test_what_gives_no_tensor_costs_no_int8(more: str) -> None:
+    """An optional output that is not wanted has no name, and a sequence has no type of its own."""
+    body = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 18]>
+        net (float[1, 3, h, w] blocks) => (float[1, 3, h, w] z) {{ x = Relu(blocks)
+        {more}
+        z = Relu(y) }}""")
+    for node in body.graph.node:
+        if node.op_type == "Dropout":
+            node.output.append("")
+    assert probe.int8_ops(body)["Relu"]
 
 
 def test_both_see_the_tiles_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ from torch import nn
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.quality import PairSet
+from deblur_deploy.media.images import write_image
 from deblur_deploy.pipeline.pruning.config import RecoverConfig
 from deblur_deploy.pipeline.pruning.recover import Distilled, batches_for, recover, samples_for
 from deblur_deploy.training.losses import LOSSES
-from deblur_deploy.training.train import Progress
+from deblur_deploy.training.train import Progress, Trainer
 from deblur_deploy.training.unet import UNet, UNetConfig
 from deblur_deploy.training.validation import validate
-from tests.photos import write_pairs
+from tests.photos import photo, write_pairs
 from tests.small import unet
 
 NARROW = UNetConfig(stem=4, encoder=((8, 8), (8,), (8, 8)), up=(8, 8), decoder=((8, 8), (8,)))
@@ -94,6 +95,22 @@ def test_features_are_compared_through_projections_that_only_training_has() -> N
     assert [head.weight.shape[:2] for head in pupil.heads] == [(12, 8), (8, 8)]
     assert all(head.weight.grad is not None for head in pupil.heads)
     assert not Distilled(student(), teacher, output=1.0, features=0.0).heads
+
+
+def test_it_must_beat_the_pruned_network_on_the_same_part_of_each_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose middle alone is looked at later on, where pairs are large."""
+    for kind in ("blur", "sharp"):
+        (tmp_path / "wide" / kind).mkdir(parents=True)
+        write_image(tmp_path / "wide" / kind / "0.png", photo(0 if kind == "sharp" else 1, 32, 1000))
+    sets, seen = {"wide": PairSet(tmp_path / "wide")}, list[float]()
+    monkeypatch.setattr(Trainer, "run", lambda self, *_: seen.append(self.best_gain))
+    with pytest.raises(KeyboardInterrupt):
+        recover(student(), unet(), config(tmp_path / "wide"), tmp_path, sets)
+    whole, middle = (validate(student(), sets, side)["wide"].mean.gain_db for side in ((0, 0), (768, 512)))
+    assert seen == [middle]
+    assert middle != pytest.approx(whole, abs=1e-3)
 
 
 def test_an_interrupted_recovery_goes_on_as_if_it_had_never_stopped(pairs: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from deblur_deploy.errors import InputError
+from deblur_deploy.errors import InputError, MissingFileError
 from deblur_deploy.evaluation.latency import Timing
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import list_images
@@ -168,6 +168,21 @@ def test_a_list_of_pairs_stands_for_what_it_lists(tmp_path: Path) -> None:
     assert data_digest(config) == before
     sharp.write_bytes(sharp.read_bytes() + b"\0")
     assert data_digest(config) != before
+
+
+def test_training_data_that_are_not_there_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("nothing is searched"))
+    with pytest.raises(MissingFileError, match="no such file or folder: photoz"):
+        data_digest(RecoverConfig(data=("photoz",)))
+
+
+def test_frames_that_blur_longer_give_other_samples(room: Path, tmp_path: Path) -> None:
+    config = choice(room, macs=0.55)
+    shrunk(room, tmp_path / "first", config)
+    other = msgspec.structs.replace(config.recover, frames_window=(7, 9))
+    *_, stages = shrunk(room, tmp_path / "second", msgspec.structs.replace(config, recover=other))
+    assert [stage["cached"] for stage in stages.journal if stage["name"].startswith("prune")] == [False]
 
 
 def test_a_network_that_is_small_enough_does_not_recover(room: Path, tmp_path: Path) -> None:

@@ -315,6 +315,26 @@ def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> Non
         command(["--out", str(tmp_path), "--model", "nowhere:build", "--prune.macs", "0.5"])
 
 
+class Every48(nn.Module):
+    """A network that takes multiples of 48 only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[-1] % 48 or image.shape[-2] % 48:
+            raise ValueError("multiples of 48 only")
+        return image + self.last(torch.relu(self.first(image)))
+
+
+def test_a_network_is_scored_at_a_size_that_it_takes() -> None:
+    how = Convention(output="output", divisor=48, least_px=48)
+    config = PruneConfig(macs=0.6, recover=SHORT)
+    job = module._Job(Every48(), how, config, PAIRS.images, lambda _: None)
+    assert job.plan.widths(0.6) == {"first": 8}
+
+
 def test_a_recovery_that_made_it_worse_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def worse(net: nn.Module, *_: object) -> nn.Module:
         return nn.Sequential(copy.deepcopy(net), nn.Hardtanh(0, 0.1))

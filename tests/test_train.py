@@ -213,6 +213,43 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_names(data: Path, tmp_pat
     assert load_checkpoint(tmp_path / "last.safetensors").config == NET
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory with 4 patches of 24 px; take fewer"),
+        (MemoryError(), "out of memory with 4 patches of 24 px; take fewer"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a loader process was killed"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "a loader process was killed"),
+        (ZeroDivisionError("ours"), "ours"),
+    ],
+)
+def test_what_torch_raises_within_a_step_is_one_line(
+    error: Exception, said: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tmp_path)
+
+    def step(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "_train_step", step)
+    with pytest.raises(ZeroDivisionError if said == "ours" else TrainingError, match=said):
+        run.run(batches(data), {})
+
+
+def test_gains_on_other_pairs_say_nothing_about_these(data: Path, tmp_path: Path) -> None:
+    sets = {"pairs": PairSet(data / "pairs")}
+    first = trainer(tmp_path)
+    first.run(batches(data), sets)
+    first.best_gain = 1e3
+    first.save_state()
+    longer = msgspec.structs.replace(TINY, validate_px=(16, 16))
+    for config, kept in ((TINY, True), (longer, False)):
+        again = trainer(tmp_path, config)
+        again.load_state()
+        again.run(batches(data), sets)
+        assert (again.best_gain == 1e3) is kept
+
+
 def test_coarser_scales_are_supervised_and_never_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = Supervised(UNet(NET), multi_scale=True)
@@ -340,6 +377,8 @@ def test_photographs_smaller_than_the_patch_are_used_and_it_is_said(
 ) -> None:
     write_image(tmp_path / "photos" / "tiny.png", photo(0, 20, 30))
     assert command(words(tmp_path, tmp_path / "run", "--preview", 1)) == 0
-    assert "1 of 1 images are smaller than a patch of 24 px" in " ".join(capsys.readouterr().out.split())
+    assert "1 of 1 images are smaller than the 40 px that a patch is cut from" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert np.ptp(read_image(tmp_path / "run" / "preview.png")) > 50
     assert list_images(tmp_path / "run")

@@ -14,7 +14,7 @@ from deblur_deploy.cli.doctor import tell
 from deblur_deploy.cli.plan import Job, plan_jobs, say, tell_plan
 from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.cli.run_config import USUAL, RunConfig
-from deblur_deploy.errors import DeblurError, InputError
+from deblur_deploy.errors import DeblurError, about
 from deblur_deploy.files import make_folder, remove_leftovers
 from deblur_deploy.media.headers import FORMATS
 from deblur_deploy.media.images import IMAGE_SUFFIXES, Photo, is_stream, read_photo, write_photo
@@ -84,8 +84,6 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
             return read
         try:
             return job, photo.restored(engine)
-        except InputError as error:
-            return job, InputError(f"{job.source}: {error}")
         except _OWN as error:
             return job, error
 
@@ -99,7 +97,7 @@ def _restore_images(engine: DeblurEngine, jobs: Sequence[Job], config: RunConfig
                 incomplete += _write(job, photo, console)
             except _OWN as error:
                 failed += 1
-                _complain(error, job, console)
+                say(about(job.source, error), console)
             advance(progress, task)
     return failed, incomplete
 
@@ -134,18 +132,13 @@ def _restore_video(engine: DeblurEngine, job: Job, config: RunConfig, console: C
                 on_note=notes.append,
             )
     except _OWN as error:
-        _complain(error, job, console)
+        say(about(job.source, error), console)
         return "failed"
     for lost in losses:
         say(f"{job.source} is restored without {lost}", console)
     for lost in notes:
         say(f"note: {job.source} is restored without {lost}, which is neither seen nor heard", console)
     return "incomplete" if losses else "whole"
-
-
-def _complain(error: BaseException, job: Job, console: Console) -> None:
-    ours = isinstance(error, DeblurError)
-    say(str(error) if ours else f"{job.source} cannot be restored: {error or type(error).__name__}", console)
 
 
 def parse(argv: Sequence[str] | None) -> RunConfig:

@@ -20,12 +20,13 @@ from rich.table import Table
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import INTERRUPTED, OK, guarded
 from deblur_deploy.cli.watching import Watcher
-from deblur_deploy.errors import InputError
+from deblur_deploy.errors import InputError, check_bounds
 from deblur_deploy.evaluation.quality import PairSet
+from deblur_deploy.evaluation.sets import by_name
 from deblur_deploy.files import refuse_existing, remove_leftovers
 from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
-from deblur_deploy.training.bank import Bank, bank_folder
+from deblur_deploy.training.bank import Bank, bank_folder, stored_px
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig
 from deblur_deploy.training.checkpoint import load_checkpoint
@@ -74,14 +75,14 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     preview: int = 0
     """Write a sheet of this many blurred/sharp samples to OUT/preview.png, and stop."""
     kernels: Path | None = None
-    """Measured blur kernels: an .npz of (N, K, K) arrays."""
+    """Measured blur kernels: an .npz of (N, K, K) arrays, each centred on its mean."""
     vgg_weights: Path | None = None
     """VGG19 weights in torchvision's layout, for the perceptual loss."""
     cache_gb: float = 2.0
     """Memory for decoded images, all processes together."""
     bank_gb: float = 4.0
-    """Disk for patches that are blurred ahead, in the cache folder (DEBLUR_CACHE moves it); 0 makes each batch when it
-    is needed, as is done on a GPU, which blurs by itself."""
+    """Disk for patches that are blurred ahead, in the cache folder (DEBLUR_CACHE moves it), for each process that
+    trains; 0 makes each batch when it is needed, as is done on a GPU, which blurs by itself."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig()
     blur: BlurConfig = BlurConfig()
 
@@ -91,8 +92,7 @@ class TrainCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.resume and self.force:
             raise ValueError("resume is given with force; allowed: one of the two")
         check_window(self.frames_window)
-        if min(self.preview, self.cache_gb, self.bank_gb) < 0:
-            raise ValueError("preview, cache_gb or bank_gb is negative; allowed: 0 or more")
+        check_bounds(self, preview=(0, None), cache_gb=(0, None), bank_gb=(0, None))
 
 
 PREVIEW, FRAMES = "preview.png", "frames"
@@ -134,7 +134,7 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
     console = Console(quiet=not accelerator.is_main_process, highlight=False)
     accelerator.wait_for_everyone()
     found, batches = _data(command, accelerator)
-    _tell(console, found, batches)
+    _tell(console, found, batches, banked=_banked(command, accelerator))
     if command.preview:
         preview(batches, command.preview, out / PREVIEW)
         console.print(escape(f"wrote {out / PREVIEW}: blurred left, sharp right of each pair"), soft_wrap=True)
@@ -154,7 +154,7 @@ def run(command: TrainCommand, again: str = "deblur-train ... --resume") -> int:
         for name in ("state.safetensors", "best.safetensors", "last.safetensors", "log.csv"):
             (out / name).unlink(missing_ok=True)
     feed: Batches | Bank = batches
-    if command.bank_gb and trainer.device.type == "cpu":
+    if _banked(command, accelerator):
         feed = Bank(batches, bank_folder(), trainer.data_id, int(command.bank_gb * 2**30))
     with Watcher(console, config, trainer.step) as watcher:
         if isinstance(feed, Bank) and accelerator.is_main_process:
@@ -184,12 +184,16 @@ def _only_looked_at(out: Path) -> bool:
     return False
 
 
+def _banked(command: TrainCommand, accelerator: Accelerator) -> bool:
+    """Whether patches are blurred ahead."""
+    return command.bank_gb > 0 and accelerator.device.type == "cpu"
+
+
 def _data(command: TrainCommand, accelerator: Accelerator) -> tuple[list[Found], Batches]:
     """What the inputs hold, and the batches that are made of it in this process."""
     config = command.train
     # A bank is filled by one process a core.
-    banked = command.bank_gb and config.workers and accelerator.device.type == "cpu"
-    readers = usable_cores() if banked else max(config.workers, 1)
+    readers = usable_cores() if _banked(command, accelerator) and config.workers else max(config.workers, 1)
     cache = ImageCache(int(command.cache_gb * 2**30) // (readers * accelerator.num_processes))
     with accelerator.main_process_first():
         found = find_sources(
@@ -206,7 +210,7 @@ def _data(command: TrainCommand, accelerator: Accelerator) -> tuple[list[Found],
         command.blur,
         config.schedule(),
         seed=config.seed,
-        kernels=load_kernels(str(command.kernels)) if command.kernels else None,
+        kernels=load_kernels(str(command.kernels), 2 * command.blur.margin_px + 1) if command.kernels else None,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
@@ -229,16 +233,15 @@ def _network(command: TrainCommand, console: Console) -> UNet:
 
 
 def _validation(paths: Sequence[Path]) -> PairSets:
-    sets = {path: PairSet(path) for path in paths}
+    sets = {name: PairSet(path) for name, path in by_name(paths).items()}
     for pairs in sets.values():
         # Names what is no pair now, and not after the first thousand steps.
         if unreadable := inspect([Pairs(pairs.paths)], 1, 0).unreadable:
             raise InputError(f"{unreadable[0]} of --val cannot be read as an image; mend or remove it")
-    short = len({path.stem for path in paths}) == len(paths)
-    return {path.stem if short else str(path): pairs for path, pairs in sets.items()}
+    return sets
 
 
-def _tell(console: Console, found: Sequence[Found], batches: Batches) -> None:
+def _tell(console: Console, found: Sequence[Found], batches: Batches, *, banked: bool) -> None:
     """What was found, and what is wrong with it."""
     table = Table("input", "kind", "files", "share", box=None, pad_edge=False)
     for item in found:
@@ -249,9 +252,12 @@ def _tell(console: Console, found: Sequence[Found], batches: Batches) -> None:
         if item.note:
             _note(console, item.note)
     side = max(side for _, _, side in batches.stages)
+    side = stored_px(side) if banked else side
     seen = inspect(batches.sources, side, batches.blur.margin_px)
     if seen.small:
-        wanted = f"a patch of {side} px (plus {batches.blur.margin_px} px of margin where blur is made)"
+        wanted = (
+            f"the {side} px that a patch is cut from (plus {batches.blur.margin_px} px of margin where blur is made)"
+        )
         _note(
             console,
             f"{len(seen.small)} of {seen.files} images are smaller than {wanted}, first {seen.small[0]}; "

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from deblur_deploy.cluster import places
-from deblur_deploy.errors import DeblurError, InputError, ProviderError
+from deblur_deploy.errors import DeblurError, InputError, ProviderError, about
 from deblur_deploy.media.images import MAX_PIXELS, Photo, read_photo, write_photo
 from deblur_deploy.media.opencv import silence
 from deblur_deploy.runtime.bundle import MANIFEST, Bundle
@@ -146,8 +146,6 @@ class Worker:
             return read
         try:
             return task, photo.restored(self._engine)
-        except InputError as error:
-            return task, InputError(f"{task.source}: {error}")
         except _OWN as error:
             return task, error
 
@@ -161,8 +159,7 @@ class Worker:
                     write_photo(path, result, kind=result.beside.format if result.beside else None)
                 lost = " and without ".join(result.beside.lost) if result.beside else ""
         except _OWN as failed:
-            ours = isinstance(failed, DeblurError)
-            error = str(failed) if ours else f"{task.source} cannot be restored: {failed or type(failed).__name__}"
+            error = about(task.source, failed)
         return Outcome(
             source=task.source,
             target=task.target,

@@ -18,7 +18,7 @@ from deblur_deploy.evaluation.pairs import PathPair, find_pairs, match_pairs
 from deblur_deploy.media.images import Image, read_image
 
 EQUAL_DB = 100.0
-"""The PSNR of images that are equal, or nearly: one level in one of 6,500 values."""
+"""The PSNR of images that are equal, or nearly: one level in one of 154,000 values."""
 
 SSIM_PX = 11
 """Height and width of SSIM's window: smaller images have none."""

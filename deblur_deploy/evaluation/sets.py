@@ -25,17 +25,22 @@ Sets = Mapping[str, Sequence[Pair]]
 """Image pairs by the name of their set; the first is the main one."""
 
 
+def by_name(paths: Sequence[Path]) -> dict[str, Path]:
+    """``paths`` by their last part without suffix; by all of it where two share that."""
+    short = len({path.stem for path in paths}) == len(paths)
+    return {path.stem if short else path.as_posix(): path for path in paths}
+
+
 def usable_sets(paths: Sequence[Path]) -> tuple[dict[str, Sequence[Pair]], list[str]]:
-    """``usable_pairs`` of each path, by its name (all of it where two share one), and one line for each lost pair.
+    """``usable_pairs`` of each path, :func:`by_name`, and one line for each lost pair.
 
     A path without a usable pair is such a line too.  Raises InputError if that leaves nothing.
     """
-    short = len({path.stem for path in paths}) == len(paths)
     found: dict[str, Sequence[Pair]] = {}
     failed: list[str] = []
-    for path in paths:
+    for name, path in by_name(paths).items():
         try:
-            found[path.stem if short else path.as_posix()], lost = usable_pairs(path)
+            found[name], lost = usable_pairs(path)
         except MissingFileError:
             raise
         except InputError as error:

@@ -45,6 +45,8 @@ class Beside:
     """The gray level that stands for transparency."""
     inverted: bool = False
     """Pixels of more than 8 bits count from white down to black."""
+    opaque: bool = False
+    """What OpenCV takes for alpha is nothing."""
     fourth: Literal["alpha", "premultiplied", "other"] = "alpha"
     """What a fourth sample is."""
     lost: tuple[str, ...] = ()
@@ -218,13 +220,19 @@ def _palette(flags: int) -> int:
     return 3 * (2 << (flags & 7)) if flags & 0x80 else 0
 
 
+_BMP_MASKS = 3
+"""The kind of compression that says which bits are red, green, blue and, in later versions, alpha."""
+
+
 def read_bmp(data: bytes) -> Beside:
-    """The resolution."""
-    size = int.from_bytes(data[14:18], "little")
+    """The resolution, and whether the fourth byte of a pixel is alpha."""
+    size, bits, kind = (int.from_bytes(data[at:end], "little") for at, end in ((14, 18), (28, 30), (30, 34)))
+    alpha = size >= 56 and any(data[66:70])
     embedded = size >= 124 and data[70:74] in (b"DEBM", b"KNIL")
     return Beside(
         format="BMP",
         parts=(data[38:46],) if size >= 40 else (),
+        opaque=(bits, kind, alpha) == (32, _BMP_MASKS, False),
         lost=("its colour profile",) if embedded else (),
     )
 

@@ -30,7 +30,7 @@ from deblur_deploy.media.beside import (
     read_webp,
 )
 from deblur_deploy.media.headers import FORMATS, Format, foreign, format_of, pixel_size
-from deblur_deploy.media.tiff import neutral, put_into_tiff, read_tiff
+from deblur_deploy.media.tiff import check_decodable, neutral, put_into_tiff, read_tiff
 
 Image = NDArray[np.uint8]
 
@@ -61,6 +61,7 @@ _ENCODERS: dict[Format, str] = {
     "TIFF": ".tif",
     "WebP": ".webp",
 }
+_DEPTHS = (np.uint8, np.uint16, np.float32)
 _DEEPEST: dict[Format, type[np.uint8] | type[np.uint16]] = {
     "AVIF": np.uint8,
     "BMP": np.uint8,
@@ -147,8 +148,12 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
             raise Unkept("has premultiplied alpha; save it with straight alpha")
     except Unkept as why:
         raise InputError(f"{path} {why}") from None
-    if beside.inverted and pixels.dtype == np.uint16:
+    if pixels.dtype not in _DEPTHS:
+        raise InputError(f"{path} has pixels of {pixels.dtype}; save it with 8 or 16 bits a value, or floats of 32")
+    if beside.inverted:
         pixels = 65535 - pixels
+    if beside.opaque and pixels.ndim == 3:
+        pixels = np.ascontiguousarray(pixels[..., :3])
     if beside.key is not None and pixels.ndim == 2:
         alpha = np.where(pixels == beside.key, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
         pixels = np.dstack([pixels, pixels, pixels, alpha])
@@ -249,6 +254,11 @@ def _content(path: Path, max_pixels: int) -> tuple[bytes, Format]:
         raise InputError(f"{stated}, more than the limit of {limit / 1e6:.0f} megapixels")
     if max(size) > _MAX_SIDE:
         raise InputError(f"{stated}; a side of more than {_MAX_SIDE} cannot be decoded")
+    if kind == "TIFF":
+        try:
+            check_decodable(data)
+        except Unkept as why:
+            raise InputError(f"{path} {why}") from None
     return data, kind
 
 

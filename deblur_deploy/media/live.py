@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deblur_deploy.errors import InputError, MissingExtraError, OutputError
+from deblur_deploy.errors import DeblurError, InputError, MissingExtraError, OutputError
 from deblur_deploy.files import writing_file
 from deblur_deploy.media.containers import FORMATS, created
 from deblur_deploy.media.encoders import FINE
@@ -58,7 +58,8 @@ def record(
 
     It ends with the stream, after ``seconds`` of it, or once ``stopped`` says so, and the file is then whole.
     ``restore`` gets and returns uint8 HxWx3 RGB.  Raises InputError if the source cannot be opened or has no frames,
-    OutputError if the file cannot be written.
+    OutputError if the file cannot be written.  What fails later on, such as frames that change their size, is raised
+    when the frames before it are safe in ``target``: a live source gives them once only.
     """
     shown = re.sub(r"//[^/]*@", "//", source)  # messages end up in logs, passwords must not
     if target.suffix.lower() not in VIDEO_SUFFIXES:
@@ -68,11 +69,13 @@ def record(
     with writing_file(target) as temporary:
         try:
             with created(temporary) as output:
-                count = _write(output, target.suffix.lower(), frames, restore, on_frame)
+                count, failed = _write(output, target.suffix.lower(), frames, restore, on_frame)
         except av.error.FFmpegError as error:
             raise OutputError(f"cannot write {target}: {error}; nothing was left behind") from None
         if not count:
             raise InputError(f"{shown} was opened, but gave no frame")
+    if failed is not None:
+        raise type(failed)(f"{failed}; the {count} frames before that are in {target}")
     return count
 
 
@@ -149,33 +152,43 @@ def _write(
     frames: Iterator[tuple[int, NDArray[Any]]],
     restore: Callable[[NDArray[Any]], NDArray[Any]],
     on_frame: Callable[[], object],
-) -> int:
+) -> tuple[int, DeblurError | None]:
+    """How many frames were written, and what ended them."""
     encoder, reformatter, count = None, VideoReformatter(), 0
 
     def work(timed: tuple[int, NDArray[Any]]) -> tuple[int, NDArray[Any]]:
         return timed[0], np.ascontiguousarray(restore(timed[1]))
 
-    for milliseconds, image in overlapped(frames, work):
-        if encoder is None:
-            encoder = _encoder(output, suffix, image)
-        frame = reformatter.reformat(
-            av.VideoFrame.from_ndarray(image, format="rgb24"),
-            format=encoder.codec_context.pix_fmt,
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-        )
-        frame.pts, frame.time_base = milliseconds, _MILLISECONDS
-        output.mux(encoder.encode(frame))
-        count += 1
-        on_frame()
+    failed: DeblurError | None = None
+    try:
+        for milliseconds, image in overlapped(frames, work):
+            if encoder is None:
+                encoder = _encoder(output, suffix, image)
+            frame = reformatter.reformat(
+                av.VideoFrame.from_ndarray(image, format="rgb24"),
+                format=encoder.codec_context.pix_fmt,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+            )
+            frame.pts, frame.time_base = milliseconds, _MILLISECONDS
+            output.mux(encoder.encode(frame))
+            count += 1
+            on_frame()
+    except DeblurError as error:
+        if not count:
+            raise
+        failed = error
     if encoder is not None:
         output.mux(encoder.encode(None))
-    return count
+    return count, failed
 
 
 def _encoder(output: Any, suffix: str, image: NDArray[Any]) -> Any:
     name, options = _ENCODERS.get(suffix, _USUAL)
-    encoder = output.add_stream(name, rate=30, options=dict(options))
+    try:
+        encoder = output.add_stream(name, rate=30, options=dict(options))
+    except ValueError as error:  # PyAV's, for what its FFmpeg was built without
+        raise OutputError(f"{suffix} cannot be written: {error}; choose another kind of file") from None
     context = encoder.codec_context
     context.height, context.width = image.shape[:2]
     # Colour at half the size needs even sides.

@@ -14,11 +14,12 @@ from collections.abc import Container, Mapping
 from deblur_deploy.media.beside import Beside, Entry, Tags, Unkept, check_profile
 
 ORIENTATION = 274
-_BITS, _COLOURS, _SAMPLES, _EXTRA, _PROFILE, _LAYERS, _RAW = 258, 262, 277, 338, 34675, 37724, 50706
+_KIND, _BITS, _COLOURS, _SAMPLES, _PLANES, _EXTRA, _NUMBERS = 254, 258, 262, 277, 284, 338, 339
+_PROFILE, _LAYERS, _RAW = 34675, 37724, 50706
 _POINTERS = {330, 400, 34665, 34853, 40965}
 _ENCODING = (
-    {254, 255, 256, 257, _BITS, 259, _COLOURS, 263, 264, 265, 266, 273, _SAMPLES, 278, 279, 280, 281, 284, 288, 289}
-    | {290, 291, 292, 293, 317, 320, 321, *range(322, 329), *range(332, 335), 336, _EXTRA, 339, 340, 341}
+    {_KIND, 255, 256, 257, _BITS, 259, _COLOURS, 263, 264, 265, 266, 273, _SAMPLES, 278, 279, 280, 281, _PLANES, 288}
+    | {289, 290, 291, 292, 293, 317, 320, 321, *range(322, 329), *range(332, 335), 336, _EXTRA, _NUMBERS, 340, 341}
     | {*range(343, 348), 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, _LAYERS}
     | _POINTERS
 )
@@ -26,7 +27,7 @@ _DIRECTORIES = (34665, 34853)
 """EXIF and GPS."""
 _INTEROPERABILITY = 40965
 
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _SWAPPED = {**_SIZES, 5: 4, 10: 4}
 """Bytes that change their order together; a fraction is two numbers."""
 
@@ -37,11 +38,7 @@ def read_tiff(data: bytes) -> Beside:
     """Tags, and what the pixels are; raises Unkept for several pages, and for pixels that are not gray, RGB or RGBA."""
     if (pages := page_count(data)) > 1:
         raise Unkept(f"has {pages} pages, of which only one could be kept; save each as its own file")
-    wanted = {_BITS, _COLOURS, _SAMPLES, _EXTRA, _LAYERS, _RAW}
-    entries = _values(data, _order(data) or "<", None, wanted)
-    facts = {tag: int.from_bytes(value[:2], "little") for tag, (_, _, value) in entries.items()}
-    if _RAW in facts:
-        raise Unkept("is a DNG, whose raw pixels cannot be restored; develop it first")
+    facts = _facts(data)
     colours, samples, extra = facts.get(_COLOURS, 1), facts.get(_SAMPLES, 1), facts.get(_EXTRA, 0)
     if colours not in (0, 1, 2, 3, 6):
         raise Unkept(f"has colours in {_INKS.get(colours, f'a space numbered {colours}')}; convert it to RGB first")
@@ -60,6 +57,26 @@ def read_tiff(data: bytes) -> Beside:
     )
 
 
+def check_decodable(data: bytes) -> None:
+    """Raises Unkept for a TIFF file of which OpenCV would make other pixels, or those of another picture."""
+    facts, pages = _facts(data), _directories(data)
+    if _RAW in facts:
+        raise Unkept("is a DNG, whose raw pixels cannot be restored; develop it first")
+    if pages[:1] == [False] and True in pages:
+        raise Unkept("begins with a preview, which alone could be read; save the picture without it")
+    if facts.get(_PLANES) == 2 and facts.get(_SAMPLES, 1) > 1 and facts.get(_BITS, 1) > 8:
+        raise Unkept("keeps each colour in a plane of its own; save it with the colours of a pixel together")
+    if facts.get(_COLOURS) == 0 and facts.get(_NUMBERS) == 3:
+        raise Unkept("has floats that count from white down to black; save it with black as 0")
+
+
+def _facts(data: bytes) -> dict[int, int]:
+    """How the pixels of the first picture are kept, by tag."""
+    wanted = {_KIND, _BITS, _COLOURS, _SAMPLES, _PLANES, _EXTRA, _NUMBERS, _LAYERS, _RAW}
+    entries = _values(data, _order(data) or "<", None, wanted) if _order(data) else {}
+    return {tag: int.from_bytes(value[:2], "little") for tag, (_, _, value) in entries.items()}
+
+
 def put_into_tiff(encoded: bytes, beside: Beside, *, fourth: bool) -> bytes:
     """What OpenCV encoded, with the old tags, and with what a ``fourth`` sample is, which it does not say."""
     extra = {_EXTRA: (3, 1, bytes([{"other": 0, "premultiplied": 1, "alpha": 2}[beside.fourth], 0]))}
@@ -73,7 +90,7 @@ def read_tags(data: bytes) -> dict[int, Entry | Mapping[int, Entry]]:
         return {}
     found: dict[int, Entry | Mapping[int, Entry]] = dict(_values(data, order, None, None, _ENCODING))
     for tag, (kind, _, value) in _values(data, order, None, _DIRECTORIES).items():
-        if kind == 4 and (inside := _values(data, order, int.from_bytes(value[:4], "little"), None)):
+        if kind in (4, 13) and (inside := _values(data, order, int.from_bytes(value[:4], "little"), None)):
             # A pointer would point to where nothing is any more.
             found[tag] = {inner: entry for inner, entry in inside.items() if inner != _INTEROPERABILITY}
     return found
@@ -101,21 +118,27 @@ def neutral(data: bytes) -> bytes:
 
 def page_count(data: bytes) -> int:
     """Pages of a TIFF file, previews not counted; 1 for anything else."""
-    order = _order(data)
+    return max(1, sum(_directories(data)))
+
+
+def _directories(data: bytes) -> list[bool]:
+    """Whether each picture of a TIFF file is a page, and no preview of one."""
+    order, pages, seen = _order(data), list[bool](), {0}
     if order is None:
-        return 1
-    pages, seen = 0, {0}
+        return pages
     try:
         (start,) = struct.unpack_from(order + "I", data, 4)
         while start not in seen:
             seen.add(start)
             entries = _entries(data, order, start)
-            kinds = [struct.unpack_from(order + "I", data, at + 8)[0] for at in entries if _tag(data, order, at) == 254]
-            pages += not (kinds and kinds[0] & 1)
+            kinds = [
+                struct.unpack_from(order + "I", data, at + 8)[0] for at in entries if _tag(data, order, at) == _KIND
+            ]
+            pages.append(not (kinds and kinds[0] & 1))
             (start,) = struct.unpack_from(order + "I", data, entries.stop)
     except struct.error:
         pass
-    return max(1, pages)
+    return pages
 
 
 def with_tags(data: bytes, tags: Tags) -> bytes:

@@ -103,9 +103,9 @@ def restore_video(
             raise InputError(f"{source} states {stream.width}x{stream.height} pixels a frame, more than {limit}")
         first = start(container, source)
         refuse(stream, first.frame, source)
+    cut = missing_bytes(source) > 0
     with writing_file(target) as temporary:
         with opened(source) as container:
-            cut = missing_bytes(source) > 0
             # Frames that are still under way in several threads are lost where a file breaks off.
             stream = video_stream(container, source, threads="SLICE" if cut else "AUTO")
             named = any("." in key for key in container.metadata) and not first.covers

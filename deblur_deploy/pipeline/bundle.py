@@ -14,6 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
+import onnx
+import onnxruntime
 
 from deblur_deploy.contract import OLDEST_ONNXRUNTIME
 from deblur_deploy.errors import DeblurError, InputError, ModelError, OutputError, VerificationError
@@ -28,7 +30,7 @@ from deblur_deploy.pipeline.pruning.roads import pruned
 from deblur_deploy.pipeline.recipe import Recipe, write_recipe
 from deblur_deploy.pipeline.stages import Progress, Record, Stages
 from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
-from deblur_deploy.runtime.providers import candidates, find
+from deblur_deploy.runtime.providers import candidates, short_name
 from deblur_deploy.runtime.variants import suits
 
 
@@ -49,6 +51,7 @@ def build_bundle(
     ``out`` is then left as it was.
     """
     refuse_existing(out, force=force)
+    recipe = _with_short_names(recipe)
     providers = _wished(recipe)
     with writing_folder(out, force=force) as folder, TemporaryDirectory(prefix=".work-", dir=folder) as work:
         stages = Stages(_cache(Path(work), cached, on_progress), Path(work), on_progress)
@@ -75,7 +78,9 @@ def build_bundle(
         if why := quantized.record["int8"].get("left_out"):
             choosing.leave_out("int8", why)
         results = choosing.measured(artifacts, providers)
-        summary = _summary(build, first, [exported.record, compared.record], quantized.record, choosing.left_out)
+        oldest = _oldest_onnxruntime(floats[0].path)
+        facts = [{"onnxruntime": f">={oldest}"}, exported.record, compared.record]
+        summary = _summary(build, first, facts, quantized.record, choosing.left_out)
         if smaller.record:
             summary["pruning"] = smaller.record
         shown = next((one.artifact for one in results if one.artifact.precision == "int8"), results[0].artifact)
@@ -110,7 +115,6 @@ def _summary(
         int8["left_out"] = left_out["int8"]
     return {
         "name": recipe.name,
-        "onnxruntime": f">={OLDEST_ONNXRUNTIME}",
         "checkpoint": first.path.name if first.path else recipe.network.model,
         "checkpoint_sha256": first.parent,
         **{key: value for record in facts for key, value in record.items() if key != "artifacts"},
@@ -217,11 +221,26 @@ def _cache(work: Path, cached: bool, on_progress: Progress) -> Cache:
 
 
 def _wished(recipe: Recipe) -> list[str]:
-    """Providers to verify on, the CPU first.
-
-    Raises InputError or ProviderError for one that the recipe names and that is unknown or absent.
-    """
-    for name in (*recipe.verify.providers, *((recipe.prune.provider,) if recipe.prune else ())):
-        find(name)
+    """Providers to verify on: the CPU first, since everything is compared with what it makes."""
     names = recipe.verify.providers or [provider.name for provider in candidates({})]
     return sorted(dict.fromkeys(names), key=lambda name: name != "cpu")
+
+
+def _with_short_names(recipe: Recipe) -> Recipe:
+    """``recipe`` with its providers as records call them.
+
+    Raises InputError or ProviderError for one that is unknown or absent.
+    """
+    providers = tuple(short_name(name) for name in recipe.verify.providers)
+    prune = recipe.prune
+    if prune:
+        prune = msgspec.structs.replace(prune, provider=short_name(prune.provider))
+    verified = msgspec.structs.replace(recipe.verify, providers=providers)
+    return msgspec.structs.replace(recipe, prune=prune, verify=verified)
+
+
+def _oldest_onnxruntime(path: Path) -> str:
+    """The first ONNX Runtime that knows the operator set of a model, as far as it is known here; else this one."""
+    opset = max(one.version for one in onnx.load(path).opset_import if one.domain in ("", "ai.onnx"))
+    known = {20: "1.17", 21: "1.18"}
+    return OLDEST_ONNXRUNTIME if opset < min(known) else known.get(opset, onnxruntime.__version__)

@@ -26,6 +26,9 @@ from deblur_deploy.runtime.providers import find
 
 _SAME_RESULT_DB = 45
 """Providers round differently, and some compute in bf16; a wrong result is far below this."""
+_LEAST_PX = 64
+"""Height and width of what is looked at for values that fp16 cannot hold: more than border, though all of a network's
+activations are kept at once."""
 _TURNS_S = 30
 """Seconds after which no further round of timed calls begins, once there were three."""
 
@@ -73,10 +76,11 @@ def measure(artifact: Artifact, fp32: Artifact, pairs: Sequence[Pair], baseline:
     rows = [compare(image, pair) for image, pair in zip(restored, pairs, strict=True)]
     drop, worst = _lost(restored, baseline, pairs)
     with DeblurEngine(fp32.path, provider="cpu") as exact, DeblurEngine(artifact.path, provider="cpu") as engine:
-        extremes = extreme_images(4 * exact.contract.size_divisor)
+        extremes = extreme_images(max(4 * exact.contract.size_divisor, _LEAST_PX))
         extremes_db = {
             name: psnr(_to_bytes(engine(_as_input(image, artifact))), exact(image)) for name, image in extremes.items()
         }
+    crops = [pair.centre(_LEAST_PX).blurred for pair in pairs]
     return Measured(
         artifact=artifact,
         size_bytes=artifact.path.stat().st_size,
@@ -85,7 +89,7 @@ def measure(artifact: Artifact, fp32: Artifact, pairs: Sequence[Pair], baseline:
         worst_drop_db=worst,
         db_to_fp32=float(np.mean([psnr(*two) for two in zip(restored, baseline, strict=True)])),
         extremes_db=extremes_db,
-        peak_activation=peak_activation(fp32, [*extremes.values()]) if artifact.precision == "fp16" else None,
+        peak_activation=peak_activation(fp32, [*extremes.values(), *crops]) if artifact.precision == "fp16" else None,
     )
 
 

@@ -142,7 +142,9 @@ def find(name: str, extra: Mapping[str, str] | None = None) -> Provider:
     known = {full.lower(): full for full in (*ort.get_all_providers(), *NAMES.values())}
     ort_name = NAMES.get(given.lower()) or known.get(given.lower())
     if ort_name is None:
-        raise InputError(f"no provider is called {name!r}; use auto, {', '.join(NAMES)} or a name of ONNX Runtime's")
+        # "auto" is no provider, where one must be named.
+        known_here = ", ".join(NAMES if name == "auto" else ("auto", *NAMES))
+        raise InputError(f"no provider is called {name!r}; use {known_here} or a name of ONNX Runtime's")
     short = {value: key for key, value in NAMES.items()}.get(ort_name, ort_name)
     _check_options(short, extra or {})
     if wanted and short in _NUMBERED:
@@ -169,6 +171,15 @@ def find(name: str, extra: Mapping[str, str] | None = None) -> Provider:
     command = install(short)
     mend = f"install it: {command}" if command else "it needs another build of onnxruntime"
     raise ProviderError(f"provider {short} is not installed; {mend}")
+
+
+def short_name(name: str) -> str:
+    """The provider called ``name`` as records call it: ``cpu`` for ``CPUExecutionProvider``; a device stays behind it.
+
+    Raises as :func:`find` does.
+    """
+    device = name.partition(":")[2].lower()
+    return find(name).name + (f":{device}" if device else "")
 
 
 def _check_options(short: str, extra: Mapping[str, str]) -> None:

@@ -44,7 +44,9 @@ class Receipt:
             precision += f" (file: {self.precision})"
         tuned = f", tuned {self.tuned[:10]}" if self.tuned else ""
         cut = "" if self.tiles == "exact" else f", tiles: {self.tiles}"
+        # A network without convolutions has none that are counted.
+        share = f"{self.macs.get(self.provider, 0.0):.0%} of MACs there, " if self.macs else ""
         return (
             f"{self.model}/{self.variant} on {self.provider} ({self.device}), {precision}, {self.threads} threads, "
-            f"{self.macs.get(self.provider, 0.0):.0%} of MACs there, loaded in {self.load_ms:.0f} ms{tuned}{cut}"
+            f"{share}loaded in {self.load_ms:.0f} ms{tuned}{cut}"
         )

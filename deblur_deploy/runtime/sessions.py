@@ -83,7 +83,7 @@ class Sessions:
         side = 4 * self.contract.size_divisor
         image = np.zeros(self._shape(side, side), self.dtype)
         self.assignment = assignment(self._any.bare, data, image)
-        if not self.assignment.macs.get(provider.name):
+        if self.assignment.macs and not self.assignment.macs.get(provider.name):
             raise ProviderError(f"{provider.name} took no convolution of {where}; use another provider or variant")
         start = perf_counter()
         self.run(image)
@@ -106,21 +106,30 @@ class Sessions:
         # On the CPU the session for any shape will do: another would only add to what is to be known.
         own = self.provider if self.provider.kind == "CPU" else find("cpu")
         session = self._any if self.provider.name == "cpu" else self._create(None, own)
-        small, large = up(_PROBE_PX // 4, self.contract.size_divisor), up(_PROBE_PX, self.contract.size_divisor)
+        small = up(_PROBE_PX // 4, self.contract.size_divisor)
+        large = max(up(_PROBE_PX, self.contract.size_divisor), 4 * small)
+        little, much = (np.zeros(self._shape(side, side), self.dtype) for side in (small, large))
+        grown = []
         try:
-            with _turn:
-                session.bare.run([OUTPUT], {INPUT: np.zeros(self._shape(small, small), self.dtype)})
-                before = resident_bytes()
-                session.bare.run([OUTPUT], {INPUT: np.zeros(self._shape(large, large), self.dtype)})
-                after = resident_bytes()
-                session(np.zeros(self._shape(small, small), self.dtype))  # gives back what it kept
+            # Whatever else the process does meanwhile counts too, as decoding the next image.
+            for _ in range(3):
+                with _turn:
+                    session(little)  # gives back what a run kept
+                    session.bare.run([OUTPUT], {INPUT: little})
+                    give_back()  # or what is free already would be taken, and nothing grow
+                    before = resident_bytes()
+                    session.bare.run([OUTPUT], {INPUT: much})
+                    after = resident_bytes()
+                if before is None or after is None:
+                    return _USUAL_BYTES_PER_PIXEL
+                grown.append(after - before)
+            session(little)
         except Exception as error:
             raise failure(error, own.name, f"failed on {self.where}") from None
-        if before is None or after is None:
+        if (growth := sorted(grown)[1]) <= 0:
             return _USUAL_BYTES_PER_PIXEL
         # A compiled shape takes up to half as much again.
-        measured = 3 * (after - before) // (2 * large * large)
-        return min(max(_LEAST_BYTES_PER_PIXEL, measured), _MOST_BYTES_PER_PIXEL)
+        return min(max(_LEAST_BYTES_PER_PIXEL, 3 * growth // (2 * large * large)), _MOST_BYTES_PER_PIXEL)
 
     def run(self, batch: NDArray[Any], *, often: bool = False) -> NDArray[Any]:
         """Restore a C-contiguous batch in the layout and dtype of the contract; ``often`` fixes its shape at once.
@@ -159,7 +168,8 @@ class Sessions:
             self._seen[shape] += 1
             if len(self._seen) > 256:
                 self._seen = Counter(dict(self._seen.most_common(64)))
-            needed = _OFTEN if len(self._fixed) < MAX_FIXED else _OFTEN_WHEN_FULL
+            # What would have to leave for it comes back as well: compiling takes longer than many runs.
+            needed = _OFTEN if not self._fixed or self._has_room(shape) else _OFTEN_WHEN_FULL
             wanted = often or self._seen[shape] >= needed
         # Whoever finds another thread compiling does not wait for it: the session for any shape is there.
         if not wanted or not self._creating.acquire(blocking=often):
@@ -193,15 +203,17 @@ class Sessions:
 
     def _make_room(self, shape: Shape) -> list[Session]:
         """Those that had to leave, for the caller to release."""
-        # Each session keeps what its shape takes, so all of them together must fit where one large image would.
-        per_pixel = self._bytes_per_pixel or SURELY_FITS_BYTES_PER_PIXEL
         evicted: list[Session] = []
-        while self._fixed:
-            values = prod(shape) + sum(prod(other) for other in self._fixed)
-            if len(self._fixed) < MAX_FIXED and values // 3 * per_pixel <= self._budget:
-                break
+        while self._fixed and not self._has_room(shape):
             evicted.append(self._fixed.popitem(last=False)[1])
         return evicted
+
+    def _has_room(self, shape: Shape) -> bool:
+        """Whether a session for ``shape`` fits beside those that there are."""
+        # Each session keeps what its shape takes, so all of them together must fit where one large image would.
+        per_pixel = self._bytes_per_pixel or SURELY_FITS_BYTES_PER_PIXEL
+        values = prod(shape) + sum(prod(other) for other in self._fixed)
+        return len(self._fixed) < MAX_FIXED and values // 3 * per_pixel <= self._budget
 
     def _shape(self, height: int, width: int) -> Shape:
         return (1, height, width, 3) if self.contract.io == "uint8" else (1, 3, height, width)

@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -40,6 +40,11 @@ RENEWED = 0.1
 _LARGER = 1.375
 """Side of a patch in the bank, over that of the crops."""
 _VERSION = 1
+
+
+def stored_px(side: int) -> int:
+    """Height and width of the patches in a bank from which crops of ``side`` pixels are taken."""
+    return 8 * int(np.ceil(side * _LARGER / 8))
 
 
 def bank_folder() -> Path:
@@ -73,9 +78,10 @@ class Bank:
     def load(self, first: int, last: int, workers: int) -> Iterator[Batch]:
         """Batches ``first`` to ``last - 1`` in order.
 
-        ``workers``: 0 fills the bank in this process, anything else in one a core, since training waits meanwhile.
+        ``workers``: 0 fills the bank in this process, anything else in one a core, since training waits meanwhile
+        (where several processes train, they share the cores, and each has a bank of its own).
         """
-        workers = usable_cores() if workers else 0
+        workers = max(usable_cores() // self.batches.world, 1) if workers else 0
         starts = [start for start, _, _ in self.batches.stages]
         for start, end in zip(starts, [*starts[1:], last], strict=True):
             if max(start, first) < min(end, last) and not self.stopping():
@@ -141,7 +147,7 @@ class _File:
 @contextmanager
 def _opened(bank: Bank, side: int, uses: int) -> Iterator[_File]:
     """The file for ``uses`` crops of ``side`` pixels; made if it is not there, and nobody else's meanwhile."""
-    larger = 8 * int(np.ceil(side * _LARGER / 8))
+    larger = stored_px(side)
     bytes_each = 2 * 3 * larger**2
     pieces = max(min(bank.max_bytes // (bytes_each * PIECE), -(-uses // PIECE)), 1)
     # Names alone decide which samples a step sees; other content under the same names makes another bank.
@@ -150,16 +156,17 @@ def _opened(bank: Bank, side: int, uses: int) -> Iterator[_File]:
     stages: Stages = [(0, PIECE, larger)]
     source = Batches(bank.batches.weighted, bank.blur, stages, seed=bank.batches.seed, kernels=bank.batches.kernels)
     key = hashlib.sha256(msgspec.json.encode(about)).hexdigest()[:24]
-    try:
-        with _claimed(bank.folder, key) as path:
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(_claimed(bank.folder, key))
             _make_room(bank, keep=path, needed=pieces * PIECE * bytes_each)
             images = _mapped(path / "images.npy", (pieces * PIECE, 2, larger, larger, 3), np.uint8, 0)
             made = _mapped(path / "made.npy", (pieces,), np.int64, -1)
-            yield _File(images, made, source, {})
-    except OSError as error:
-        raise OutputError(
-            f"cannot write patches to {bank.folder}: {error.strerror}; make room, or give less --bank-gb"
-        ) from None
+        except OSError as error:
+            raise OutputError(
+                f"cannot write patches to {bank.folder}: {error.strerror or error}; make room, or give less --bank-gb"
+            ) from None
+        yield _File(images, made, source, {})
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -208,14 +215,15 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: type, value: int) -> NDAr
 
 def _make_room(bank: Bank, *, keep: Path, needed: int) -> None:
     """Remove other banks, the least recently used first, until ``needed`` bytes fit under the limit."""
-    others = [path for path in bank.folder.iterdir() if path.is_dir() and path != keep]
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
-    for path in sorted(others, key=lambda path: path.stat().st_mtime):
+    used, sizes = dict[Path, float](), dict[Path, int]()
+    for path in bank.folder.iterdir():
+        with suppress(FileNotFoundError):  # another run removes it just now
+            if path.is_dir() and path != keep:
+                used[path] = path.stat().st_mtime
+                sizes[path] = sum(file.stat().st_size for file in path.iterdir())
+    for path in sorted(sizes, key=used.__getitem__):
         if needed + sum(sizes.values()) <= bank.max_bytes:
             return
-        try:
-            with FileLock(path.with_suffix(".lock"), timeout=0):
-                shutil.rmtree(path)
-                sizes.pop(path)
-        except Timeout:
-            continue
+        with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
+            shutil.rmtree(path, ignore_errors=True)
+            sizes.pop(path)

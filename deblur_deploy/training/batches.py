@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deblur_deploy.errors import DeblurError, InputError, TrainingError
+from deblur_deploy.errors import DeblurError, InputError
 from deblur_deploy.media.images import Image
 from deblur_deploy.training.blur import BlurConfig, BlurPlan, draw_plan, synthesise
 from deblur_deploy.training.motion import Array
@@ -142,15 +142,10 @@ class Batches(Dataset[Batch]):
             cv2.setNumThreads(1)
             iterator = iter(loader)
             cv2.setNumThreads(threads)
-        try:
-            for batch in iterator:
-                if isinstance(batch, DeblurError):
-                    raise batch
-                yield batch
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
-                raise
-            raise TrainingError("a loader process was killed (out of memory?); go on with --resume") from None
+        for batch in iterator:
+            if isinstance(batch, DeblurError):
+                raise batch
+            yield batch
 
 
 @dataclass

@@ -6,7 +6,8 @@ highlights beyond what the sensor can hold, move and defocus, clip, add shot and
 compress.
 
 Camera shake is a smooth path of shift, rotation and zoom, hence different in every corner of the image.  Its path and
-every kernel are centred on their mean; scenes in layers are centred on mid exposure, as pairs made from film are.
+every kernel made here are centred on their mean; scenes in layers are centred on mid exposure, as pairs made from film
+are.
 """
 
 from __future__ import annotations

@@ -23,6 +23,10 @@ LOSS_NAMES = ("mse", "l1", "charbonnier", "psnr", "ssim", "fft", "perceptual")
 """What a loss is a weighted sum of; see ``training.losses``."""
 
 
+_WINDOW_PX = 11
+"""Height and width of SSIM's window, as in ``evaluation.quality``, which would bring OpenCV along."""
+
+
 def check_window(frames_window: tuple[int, int]) -> None:
     """Raise ValueError unless an odd number of frames, three or more, lies in ``frames_window``."""
     fewest, most = frames_window
@@ -48,7 +52,7 @@ def loss_terms(text: str) -> list[tuple[str, float]]:
 
 
 def uses_bf16(precision: Precision, *, cuda: bool) -> bool:
-    """Whether ``precision`` is bf16 here: auto is, where GPU or processor has it; emulated it is 15 times slower."""
+    """Whether ``precision`` is bf16 here: auto is, on CUDA and on a CPU that has it; emulated it is 15 times slower."""
     return precision == "bf16" or (precision == "auto" and (cuda or bf16_flags()))
 
 
@@ -115,7 +119,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     workers: int = 1
     """Processes that make batches ahead."""
     precision: Precision = "auto"
-    """Arithmetic of forward and backward passes; auto is bf16 where the processor or GPU has it, as emulating it takes
+    """Arithmetic of forward and backward passes; auto is bf16 on CUDA, and on a CPU that has it, as emulating it takes
     fifteen times as long as fp32."""
     validate_every: int = 1000
     """Steps between validations."""
@@ -134,8 +138,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         check_bounds(self, **dict.fromkeys(names, (0, None)))
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; allowed: 0 or more, below 1")
-        if min(self.validate_px) < 0:
-            raise ValueError(f"validate_px is {self.validate_px}; allowed: 0 or more")
+        if any(side < _WINDOW_PX for side in self.validate_px if side != 0):
+            raise ValueError(f"validate_px is {self.validate_px}; allowed: 0, or {_WINDOW_PX} or more, as SSIM needs")
         if not self.stages:
             raise ValueError("stages is empty; allowed: one or more")
 

@@ -46,8 +46,12 @@ def _normalised(kernel: NDArray[np.float64]) -> Array:
     return np.asarray(kernel / kernel.sum(), np.float32)
 
 
-def load_kernels(path: str) -> list[Array]:
-    """Kernels from an ``.npz`` (any arrays of (N, K, K) or (K, K), odd K), each scaled to sum 1."""
+def load_kernels(path: str, largest_px: int) -> list[Array]:
+    """Kernels from an ``.npz`` (any arrays of (N, K, K) or (K, K), odd K up to ``largest_px``), each scaled to sum 1.
+
+    Where the mean of one is not its middle, what it blurs is shifted against the truth.  Raises InputError if the file
+    is of another kind.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = [archive[name] for name in archive.files]
@@ -55,6 +59,11 @@ def load_kernels(path: str) -> list[Array]:
         raise InputError(f"cannot read kernels from {path}: {error}; an .npz of (N, K, K) arrays is needed") from None
     if any(a.ndim not in (2, 3) or a.shape[-1] != a.shape[-2] or a.shape[-1] % 2 == 0 for a in arrays) or not arrays:
         raise InputError(f"{path} must hold square kernels with an odd side, (N, K, K) or (K, K); crop or pad them")
+    if (largest := max(a.shape[-1] for a in arrays)) > largest_px:
+        raise InputError(
+            f"{path} holds kernels of {largest} px, but patches have a border for {largest_px} px only; crop the "
+            "kernels, or raise --blur.path-px, which widens it"
+        )
     kernels = [kernel.astype(np.float64) for array in arrays for kernel in array.reshape(-1, *array.shape[-2:])]
     if any(not np.isfinite(kernel).all() or kernel.sum() <= 0 for kernel in kernels):
         raise InputError(f"{path} holds a kernel whose sum is not a positive number; leave it out")

@@ -11,15 +11,18 @@ It therefore steps as if its input had 0.5 taken off, which is only another pair
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from deblur_deploy.training.config import Kind
 from deblur_deploy.training.muon import Muon
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Optimizer:
@@ -106,3 +109,14 @@ def _centred(conv: nn.Conv2d) -> Iterator[None]:
     before = conv.weight.sum((1, 2, 3))
     yield
     conv.bias -= 0.5 * (conv.weight.sum((1, 2, 3)) - before)
+
+
+def averaging(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """Exponential averages that start over the last tenth of the run, so that its first weights are soon forgotten."""
+
+    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        done = float(count)
+        decay_now = min(decay, (1 + done) / (10 + done))
+        get_ema_multi_avg_fn(decay_now)(averaged, current, count)  # type: ignore[no-untyped-call]
+
+    return update

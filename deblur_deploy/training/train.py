@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from deblur_deploy.errors import InputError, ModelError, TrainingError
 from deblur_deploy.files import existing, remove_leftovers
@@ -25,16 +25,15 @@ from deblur_deploy.training.bank import Bank
 from deblur_deploy.training.batches import Batch, Batches
 from deblur_deploy.training.checkpoint import save_checkpoint, save_tensors
 from deblur_deploy.training.config import TrainConfig, uses_bf16
+from deblur_deploy.training.failures import told
 from deblur_deploy.training.log import Clock, Log, Processors
 from deblur_deploy.training.losses import parse_loss
-from deblur_deploy.training.optimizer import Optimizer
+from deblur_deploy.training.optimizer import Optimizer, averaging
 from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.unet import UNet
 from deblur_deploy.training.units import dead_share
 from deblur_deploy.training.validation import PairSets, SetQuality, validate
 from deblur_deploy.training.winograd import Winograd
-
-_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +99,7 @@ class Trainer:
         self.loss = parse_loss(config.loss, vgg_weights).to(self.device)
         self.step = 0
         self.best_gain = -math.inf
+        self._judged: list[object] = []
         self._stop = self._asked_to_stop = False
 
     def run(
@@ -108,7 +108,7 @@ class Trainer:
         """Train to the last step, or until a signal asks to stop; returns the last validation.
 
         ``step`` tells afterwards how far it came.  Raises TrainingError, with the last good state on disk, if the loss
-        is not finite.
+        is not finite, if memory does not suffice or if a loader process was killed.
         """
         config, quality = self.config, dict[str, SetQuality]()
         main = self.accelerator.is_main_process
@@ -117,14 +117,16 @@ class Trainer:
         else:
             batches.stopping = lambda: self._asked_to_stop
         log = Log(self.out / "log.csv", list(sets), from_step=self.step) if main else None
+        self._judge_by(sets)
         loader = batches.load(self.step, config.steps, config.workers)
         saved, clock = time.monotonic(), Clock()
-        with self._listening():
+        with self._listening(), told(lambda: batches.shape(self.step)):
             while self.step < config.steps and not self._stop:
                 with clock.waiting():
                     batch = next(loader, None)
                 if batch is None:  # asked to stop while the bank was filled
-                    self.save_state()
+                    if main:
+                        self.save_state()
                     break
                 batch = batch.finished(batches.blur, self.device)
                 loss = self._train_step(batch)
@@ -176,10 +178,11 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.supervised.parameters(), self.config.clip_norm)
         value = self._agreed(loss.detach())
         if not math.isfinite(value) or not math.isfinite(norm.item()):
-            names = ", ".join(sorted(set(batch.names)))
+            names, last = ", ".join(sorted(set(batch.names))), self.out / "last.safetensors"
+            kept = f", and start from the last good weights, {last}" if last.exists() else ""
             raise TrainingError(
-                f"loss is {value} and the gradient's norm {norm.item()} at step {self.step}; {self.out} keeps the last "
-                f"good checkpoint: lower --learning-rate and start from it with --init. The batch was made of {names}"
+                f"loss is {value} and the gradient's norm {norm.item()} at step {self.step}; lower the learning rate"
+                f"{kept}. The batch was made of {names}"
             )
         self.optimizer.step(self.config.rate(self.step))
         self.optimizer.zero_grad()
@@ -217,6 +220,13 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _judge_by(self, sets: PairSets) -> None:
+        """Forget the best gain so far if other pictures decided it, which says nothing about these."""
+        judged: list[object] = [sorted(sets), *self.config.validate_px]
+        if self._judged not in ([], judged):
+            self.best_gain = -math.inf
+        self._judged = judged
+
     def _keep_best(self, quality: dict[str, SetQuality]) -> None:
         gain = sum(row.mean.gain_db for row in quality.values()) / len(quality) if quality else math.inf
         if gain >= self.best_gain:
@@ -236,7 +246,8 @@ class Trainer:
 
     def save_state(self) -> None:
         """Write everything that ``load_state`` needs, and the ``last`` checkpoint, each whole or not at all."""
-        notes = {"step": self.step, "best_gain": self.best_gain if math.isfinite(self.best_gain) else -1e9}
+        best = self.best_gain if math.isfinite(self.best_gain) else -1e9
+        notes = {"step": self.step, "best_gain": best, "judged": self._judged}
         metadata = {
             "config": msgspec.json.encode(self.config).decode(),
             "notes": msgspec.json.encode(notes).decode(),
@@ -272,7 +283,7 @@ class Trainer:
         except RuntimeError:
             raise InputError(f"{path} belongs to another network; use the same --preset or another --out") from None
         self.optimizer.load_tensors(_under("optimizer.", tensors))
-        self.step, self.best_gain = notes["step"], notes["best_gain"]
+        self.step, self.best_gain, self._judged = notes["step"], notes["best_gain"], notes.get("judged", [])
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -280,17 +291,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     cuda = torch.cuda.is_available()
     precision = "bf16" if uses_bf16(config.precision, cuda=cuda) else "no"
     return Accelerator(cpu=not cuda, mixed_precision=precision)
-
-
-def averaging(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    """Exponential averages that start over the last tenth of the run, so that its first weights are soon forgotten."""
-
-    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
-        done = float(count)
-        decay_now = min(decay, (1 + done) / (10 + done))
-        get_ema_multi_avg_fn(decay_now)(averaged, current, count)  # type: ignore[no-untyped-call]
-
-    return update
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -42,6 +42,8 @@ _CALIBRATORS: dict[Statistic, tuple[CalibrationMethod, dict[str, bool]]] = {
 _KINDS = ("dark", "bright", "sharp", "blurred")
 _DARK, _BRIGHT = 64, 176
 """Mean luminance, in levels."""
+_LEAST_PX = 16
+"""Height and width of a tile at least: to run thousands of single pixels would take longer than all else."""
 _BLURRED, _SHARP = 2.0, 6.0
 """Mean absolute Laplacian of the luminance, in levels."""
 
@@ -115,7 +117,7 @@ def cut_tiles(photos: Mapping[str, Image], divisor: int, count: int, side_px: in
 def cut_smaller(tiles: Sequence[Image], radius_px: int, divisor: int) -> list[Image]:
     """``tiles`` in quarters, and those again, while a network that sees ``radius_px`` far loses little by it."""
     side = len(tiles[0])
-    while side % (2 * divisor) == 0 and side // 2 >= 8 * radius_px:
+    while side % (2 * divisor) == 0 and side // 2 >= max(8 * radius_px, _LEAST_PX):
         side //= 2
     return [part for tile in tiles for part in view_as_blocks(tile, (side, side, 3)).reshape(-1, side, side, 3)]
 

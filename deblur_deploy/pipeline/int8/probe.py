@@ -40,11 +40,13 @@ def int8_ops(body: ModelProto, side: int = _SIDE) -> dict[str, bool]:
 
 def _values(body: ModelProto, side: int) -> dict[str, NDArray[np.generic]]:
     """Every activation of ``body`` on an input of zeros, by name: their shapes, and the shapes that it computes."""
-    names = [name for node in body.graph.node for name in node.output]
+    names = [name for node in body.graph.node for name in node.output if name]
     session = observing(body, names)
     channels = body.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     blocks = np.zeros((1, channels, side, side), np.float32)
-    return {BLOCKS: blocks, **dict(zip(names, session.run(names, {BLOCKS: blocks}), strict=True))}
+    given = zip(names, session.run(names, {BLOCKS: blocks}), strict=True)
+    # A node may also give a sequence.
+    return {BLOCKS: blocks, **{name: value for name, value in given if isinstance(value, np.ndarray)}}
 
 
 def _one_op(node: NodeProto, values: dict[str, NDArray[np.generic]], body: ModelProto) -> ModelProto:

@@ -22,9 +22,9 @@ from deblur_deploy.errors import TrainingError, one_line
 from deblur_deploy.pipeline.pruning.config import RecoverConfig
 from deblur_deploy.pipeline.pruning.recover import batches_for
 from deblur_deploy.training.config import uses_bf16
+from deblur_deploy.training.failures import told
 from deblur_deploy.training.losses import parse_loss
-from deblur_deploy.training.optimizer import Optimizer
-from deblur_deploy.training.train import averaging
+from deblur_deploy.training.optimizer import Optimizer, averaging
 from deblur_deploy.training.unet import pad_to_multiple
 from deblur_deploy.training.winograd import Winograd
 
@@ -42,7 +42,7 @@ def finetune(
     """A fine-tuned copy of ``student``, by the averaged weights, on the CPU and in eval mode.
 
     ``watch`` hears of every step and its loss; videos are unpacked into ``folder``.  Raises TrainingError, nothing
-    being changed, if the loss is not finite or the network fails on a batch.
+    being changed, if the loss is not finite, the network fails on a batch, or memory does not suffice.
     """
     # Where time is given, the number of steps only scales the learning rate's curve.
     training = config.training(config.steps or RecoverConfig().steps)
@@ -60,25 +60,26 @@ def finetune(
     restored = partial(_restored, divisor=divisor, bf16=bf16, precision=config.precision)
     start, done = time.monotonic(), 0.0
     last = config.steps if config.minutes is None else _NO_END
-    for step, batch in enumerate(batches.load(0, last, config.workers)):
-        batch = batch.finished(batches.blur, device)
-        blurred, sharp = batch.blurred.float() / 255, batch.sharp.float() / 255
-        with torch.enable_grad(), Winograd():
-            image = restored(model, blurred)
-            with torch.no_grad():
-                wanted = restored(whole, blurred)
-            error = loss(image, sharp) + config.teacher * loss(image, wanted)
-            error.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
-        if not math.isfinite(error.item()) or not math.isfinite(norm.item()):
-            raise TrainingError(f"loss is {error.item()} at step {step}; lower --prune.recover.learning-rate")
-        optimizer.step(training.rate(int(done * training.steps)))
-        optimizer.zero_grad()
-        averaged.update_parameters(model)
-        watch(step + 1, error.item())
-        done = (step + 1) / last if config.minutes is None else (time.monotonic() - start) / (60 * config.minutes)
-        if done >= 1:
-            break
+    with told(lambda: (config.patches, config.side_px)):
+        for step, batch in enumerate(batches.load(0, last, config.workers)):
+            batch = batch.finished(batches.blur, device)
+            blurred, sharp = batch.blurred.float() / 255, batch.sharp.float() / 255
+            with torch.enable_grad(), Winograd():
+                image = restored(model, blurred)
+                with torch.no_grad():
+                    wanted = restored(whole, blurred)
+                error = loss(image, sharp) + config.teacher * loss(image, wanted)
+                error.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+            if not math.isfinite(error.item()) or not math.isfinite(norm.item()):
+                raise TrainingError(f"loss is {error.item()} at step {step}; lower --prune.recover.learning-rate")
+            optimizer.step(training.rate(int(done * training.steps)))
+            optimizer.zero_grad()
+            averaged.update_parameters(model)
+            watch(step + 1, error.item())
+            done = (step + 1) / last if config.minutes is None else (time.monotonic() - start) / (60 * config.minutes)
+            if done >= 1:
+                break
     result: nn.Module = averaged.module.cpu().requires_grad_(requires_grad=False).eval()
     return result
 

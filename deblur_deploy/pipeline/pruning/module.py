@@ -27,7 +27,7 @@ from deblur_deploy.pipeline.doors.source import Source, of_module
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.inputs import Photos
 from deblur_deploy.pipeline.network import EVERYTHING_PX, Network
-from deblur_deploy.pipeline.pruning.channels import Channels
+from deblur_deploy.pipeline.pruning.channels import Channels, named_failures
 from deblur_deploy.pipeline.pruning.config import WEAK, PruneConfig
 from deblur_deploy.pipeline.pruning.finetune import finetune
 from deblur_deploy.pipeline.pruning.fit import fit, time_files
@@ -111,8 +111,10 @@ class _Job:
         with time_limit(_TRACING_S, module, "torch-pruning does not come to an end"):
             self.channels = Channels(module, example, probe=True)
         with TemporaryDirectory(prefix="deblur-prune-") as unpacked:
-            samples = samples_for(config.recover, Path(unpacked), count=4)
-        self.plan = Plan(self.channels, config, samples)
+            side = how.divisor * -(-max(128, how.least_px) // how.divisor)
+            samples = samples_for(config.recover, Path(unpacked), count=4, side_px=side)
+        with named_failures(module):
+            self.plan = Plan(self.channels, config, samples)
 
     def timed(self, *several: Mapping[str, int]) -> list[float]:
         """Milliseconds of networks of these widths, in turn."""

@@ -103,9 +103,21 @@ def batches_for(config: RecoverConfig, training: TrainConfig, folder: Path) -> B
     return Batches(weighted, BlurConfig(), training.schedule(), seed=config.seed)
 
 
-def samples_for(config: RecoverConfig, folder: Path, count: int = 8) -> list[tuple[Tensor, Tensor]]:
+def banked(
+    batches: Batches,
+    config: RecoverConfig,
+    device: torch.device,
+    filling: Callable[[int, int], object] = lambda _made, _of: None,
+) -> Batches | Bank:
+    """``batches``, by way of a bank where recovery has one."""
+    if not config.bank_gb or config.minutes is not None or device.type != "cpu":
+        return batches
+    return Bank(batches, bank_folder(), batches.identity(), int(config.bank_gb * 2**30), watch=filling)
+
+
+def samples_for(config: RecoverConfig, folder: Path, count: int = 8, side_px: int = 128) -> list[tuple[Tensor, Tensor]]:
     """``count`` batches of (blurred, sharp), float NCHW in [0, 1], to look at the network with before it trains."""
-    training = msgspec.structs.replace(config, patches=4, side_px=128, seed=config.seed + 1).training(count)
+    training = msgspec.structs.replace(config, patches=4, side_px=side_px, seed=config.seed + 1).training(count)
     batches = batches_for(config, training, folder)
     return [
         (batch.blurred.float() / 255, batch.sharp.float() / 255) for batch in map(batches.__getitem__, range(count))
@@ -135,15 +147,12 @@ def recover(
     training = config.training(steps)
     batches = batches_for(config, training, out)
     trainer = _trainer(student, teacher, config, training, out, _identity(batches, teacher, config))
-    feed: Batches | Bank = batches
-    if config.bank_gb and config.minutes is None and trainer.device.type == "cpu":
-        feed = Bank(batches, bank_folder(), batches.identity(), int(config.bank_gb * 2**30), watch=filling)
     if (out / "state.safetensors").exists():
         trainer.load_state()
     elif sets:
-        before = validate(student, sets)
+        before = validate(student, sets, training.validate_px)
         trainer.best_gain = sum(row.mean.gain_db for row in before.values()) / len(before)
-    trainer.run(feed, sets, watch)
+    trainer.run(banked(batches, config, trainer.device, filling), sets, watch)
     if trainer.step < steps:
         raise KeyboardInterrupt
     best = out / "best.safetensors"
@@ -173,7 +182,8 @@ def _steps_in(minutes: float, student: UNet, teacher: UNet, config: RecoverConfi
         return int(text)
     stamps: list[float] = []
     with TemporaryDirectory(prefix="deblur-pace-") as folder:
-        training = config.training(_PACE_STEPS)
+        # A step with a validation behind it takes longer, so only the last one has it.
+        training = msgspec.structs.replace(config.training(_PACE_STEPS), validate_every=_PACE_STEPS)
         trainer = _trainer(student, teacher, config, training, Path(folder))
         trainer.run(batches_for(config, training, out), {}, lambda _: stamps.append(time.perf_counter()))
     if len(stamps) < _PACE_STEPS:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from deblur_deploy.errors import ModelError
+from deblur_deploy.errors import MissingFileError, ModelError
 from deblur_deploy.evaluation.machine import package_versions, this_machine, versions
 from deblur_deploy.evaluation.pairs import find_pairs
 from deblur_deploy.evaluation.quality import Pair
@@ -262,26 +262,29 @@ class Shrinking:
             "multiple": self.config.multiple,
             "balance": self.config.balance,
             "seed": self.config.recover.seed,
+            "frames_window": self.config.recover.frames_window,
         }
 
 
 def data_digest(config: RecoverConfig) -> str:
     """Names the files that recovery trains on by name, size and time, wherever they lie, and their shares.
 
-    To read all of them could take minutes.
+    To read all of them could take minutes.  Raises MissingFileError for a path that is not there.
     """
     whole = hashlib.sha256()
     for kind in ("data", "frames", "video"):
         for text in getattr(config, kind):
-            path_text, _, share = (text, "", "") if Path(text).exists() else text.rpartition("=")
-            root = Path(path_text)
+            name, _, share = (text, "", "") if Path(text).exists() else text.rpartition("=")
+            root = Path(name or text)
+            if not root.exists():
+                raise MissingFileError(f"no such file or folder: {root}")
             whole.update(f"{kind} {share}\n".encode())
             listed = [path for pair in find_pairs(root) for path in pair] if root.suffix.lower() == ".csv" else []
             for path in sorted(root.rglob("*")) if root.is_dir() else [root, *listed]:
                 if path.is_file():
                     stat = path.stat()
-                    name = path.relative_to(root).as_posix() if root in path.parents else path.name
-                    whole.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+                    inside = path.relative_to(root).as_posix() if root in path.parents else path.name
+                    whole.update(f"{inside} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return whole.hexdigest()
 
 
