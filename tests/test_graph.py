@@ -11,7 +11,7 @@ from onnx import helper, parser
 
 from deblur_deploy.contract import INPUT
 from deblur_deploy.pipeline.body import Body, export_body
-from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, assemble, in_half_precision
+from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION, assemble, in_half_precision, oldest_onnxruntime
 from deblur_deploy.pipeline.int8.quantize import to_blocks
 from deblur_deploy.pipeline.network import Network
 from deblur_deploy.training.validation import TorchRestorer
@@ -114,3 +114,11 @@ def test_what_only_a_branch_reads_stays():
     run = session(assemble(branching, facts, layout="planes", io="uint8"))
     image = np.full((1, 4, 5, 3), 100, np.uint8)
     np.testing.assert_array_equal(run.run(None, {INPUT: image})[0], 50)
+
+
+@pytest.mark.parametrize(
+    ("opset", "oldest"), [(18, "1.15"), (19, "1.15"), (20, "1.17"), (21, "1.18"), (23, ort.__version__)]
+)
+def test_a_newer_set_of_operators_asks_for_a_newer_onnxruntime(opset, oldest):
+    one = onnx.ModelProto(opset_import=[helper.make_opsetid("", opset)])
+    assert oldest_onnxruntime(one) == oldest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import ModelProto, parser
@@ -71,6 +72,22 @@ def test_a_graph_may_call_its_values_as_ours_do_and_as_ours_would_be_renamed() -
     image = np.random.default_rng(0).random((2, 3, 4, 5), np.float32)
     found = OnnxRunner(body_of(model, Convention(output="output", range="255")), "net")(image)[CORRECTION]
     np.testing.assert_allclose(found, np.zeros_like(image), atol=1e-6)
+
+
+def test_a_branch_may_call_its_values_as_ours_do() -> None:
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        net (float[n, 3, h, w] image) => (float[n, 3, h, w] output)
+        <bool yes = {1}> {
+            output = If (yes) <
+                then_branch = one () => (float[n, 3, h, w] blocks) { factor = Neg(image) blocks = Neg(factor) },
+                else_branch = two () => (float[n, 3, h, w] swapped)
+                    <float[1] offset = {2.0}> { swapped = Mul(image, offset) } > }"""
+    )
+    body = body_of(model, Convention(output="output", range="255", colour="bgr"))
+    onnx.checker.check_model(body)
+    image = np.random.default_rng(0).random((2, 3, 4, 5), np.float32)
+    np.testing.assert_allclose(OnnxRunner(body, "net")(image)[CORRECTION], image, atol=1e-6)
 
 
 class Upsampling(nn.Module):

@@ -14,10 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
-import onnx
-import onnxruntime
 
-from deblur_deploy.contract import OLDEST_ONNXRUNTIME
 from deblur_deploy.errors import DeblurError, InputError, ModelError, OutputError, VerificationError
 from deblur_deploy.evaluation.machine import package_versions, this_machine
 from deblur_deploy.files import refuse_existing, writing_folder
@@ -78,9 +75,7 @@ def build_bundle(
         if why := quantized.record["int8"].get("left_out"):
             choosing.leave_out("int8", why)
         results = choosing.measured(artifacts, providers)
-        oldest = _oldest_onnxruntime(floats[0].path)
-        facts = [{"onnxruntime": f">={oldest}"}, exported.record, compared.record]
-        summary = _summary(build, first, facts, quantized.record, choosing.left_out)
+        summary = _summary(build, first, [exported.record, compared.record], quantized.record, choosing.left_out)
         if smaller.record:
             summary["pruning"] = smaller.record
         shown = next((one.artifact for one in results if one.artifact.precision == "int8"), results[0].artifact)
@@ -237,10 +232,3 @@ def _with_short_names(recipe: Recipe) -> Recipe:
         prune = msgspec.structs.replace(prune, provider=short_name(prune.provider))
     verified = msgspec.structs.replace(recipe.verify, providers=providers)
     return msgspec.structs.replace(recipe, prune=prune, verify=verified)
-
-
-def _oldest_onnxruntime(path: Path) -> str:
-    """The first ONNX Runtime that knows the operator set of a model, as far as it is known here; else this one."""
-    opset = max(one.version for one in onnx.load(path).opset_import if one.domain in ("", "ai.onnx"))
-    known = {20: "1.17", 21: "1.18"}
-    return OLDEST_ONNXRUNTIME if opset < min(known) else known.get(opset, onnxruntime.__version__)

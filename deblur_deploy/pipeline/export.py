@@ -15,7 +15,7 @@ from deblur_deploy.contract import Io, ModelContract, Precision
 from deblur_deploy.pipeline.artifact import Artifact
 from deblur_deploy.pipeline.body import export_body
 from deblur_deploy.pipeline.config import Layout
-from deblur_deploy.pipeline.graph import assemble, in_half_precision
+from deblur_deploy.pipeline.graph import assemble, in_half_precision, oldest_onnxruntime
 from deblur_deploy.pipeline.network import Network, Prepared
 from deblur_deploy.pipeline.rows import in_rows
 from deblur_deploy.training.unet import UNet
@@ -32,6 +32,7 @@ def export_variants(prepared: Prepared, parent_sha256: str, folder: Path) -> dic
     onnx.save(prepared.body, folder / BODY)
     return {
         "artifacts": [artifact.about() for artifact in artifacts],
+        "onnxruntime": f">={oldest_onnxruntime(prepared.body)}",
         "body": msgspec.to_builtins(network),
         "convention": msgspec.to_builtins(prepared.convention),
         "notes": list(prepared.notes),

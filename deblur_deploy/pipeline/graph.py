@@ -17,15 +17,16 @@ import copy
 import warnings
 
 import onnx
+import onnxruntime as ort
 from onnx import ModelProto, parser
 
-from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, Io
+from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OLDEST_ONNXRUNTIME, OUTPUT, WIDTH_DIM, Io
 from deblur_deploy.pipeline.config import Layout
 from deblur_deploy.pipeline.network import Network
-from deblur_deploy.pipeline.nodes import drop_constants, names_read, renamed, set_nodes
+from deblur_deploy.pipeline.nodes import drop_constants, names_made, names_read, renamed, set_nodes
 
 OPSET, IR_VERSION = 18, 8
-"""As old as the graph allows: contract.OLDEST_ONNXRUNTIME reads them, with the same result as the newest."""
+"""As old as the graph allows: OLDEST_ONNXRUNTIME reads them, with the same result as the newest."""
 
 BLOCKS, CORRECTION = "blocks", "correction"
 """The body's input, float (N, 3 stem^2, h, w) in [0, 1] with channels (row, column, colour), and its output."""
@@ -61,7 +62,7 @@ def assemble(body: ModelProto, network: Network, *, layout: Layout, io: Io) -> M
         else "correction = Body(blocks)"
     )
     sum_ = "result = Add(blocks, correction)" if network.residual else "result = Identity(correction)"
-    opset = next(entry.version for entry in body.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = _opset(body)
     whole = _parse("\n".join((before, through, sum_, after)), network, io, max(OPSET, opset))
     whole.ir_version = max(IR_VERSION, body.ir_version if opset > OPSET else 0)
     insert_body(whole, body, BLOCKS, CORRECTION)
@@ -71,6 +72,18 @@ def assemble(body: ModelProto, network: Network, *, layout: Layout, io: Io) -> M
     return whole
 
 
+def oldest_onnxruntime(body: ModelProto) -> str:
+    """The first ONNX Runtime that knows the operators of the graph around ``body``; this one, where that is not known
+    here."""
+    known = {20: "1.17", 21: "1.18"}
+    opset = _opset(body)
+    return OLDEST_ONNXRUNTIME if opset < min(known) else known.get(opset, ort.__version__)
+
+
+def _opset(model: ModelProto) -> int:
+    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
 def insert_body(whole: ModelProto, body: ModelProto, source: str, target: str) -> None:
     """Put the nodes of ``body``, from ``source`` to ``target``, in the place of the node ``Body`` of ``whole``."""
     nodes = list(whole.graph.node)
@@ -78,8 +91,7 @@ def insert_body(whole: ModelProto, body: ModelProto, source: str, target: str) -
     # Somebody else's graph may call its values as we do.
     taken = {name for node in nodes for name in (*node.input, *node.output)}
     taken |= {value.name for value in (*whole.graph.initializer, *whole.graph.input, *whole.graph.output)}
-    made = {name for node in body.graph.node for name in node.output if name}
-    made |= {value.name for value in body.graph.initializer}
+    made = {value.name for value in body.graph.initializer}.union(*map(names_made, body.graph.node))
     suffix = "_of_body"
     while any(name + suffix in made for name in taken):
         suffix += "_"

@@ -37,8 +37,10 @@ def renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
     for values in (result.input, result.output):
         values[:] = [names.get(value, value) for value in values]
     for attribute in result.attribute:
-        # Branches and loops read the names of the graph around them.
+        # Branches and loops read the names of the graph around them, and may not use them for what they make.
         for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            for value in (*graph.input, *graph.output, *graph.initializer):
+                value.name = names.get(value.name, value.name)
             inner = [renamed(one, names) for one in graph.node]
             del graph.node[:]
             graph.node.extend(inner)
@@ -96,6 +98,16 @@ def names_read(node: NodeProto) -> set[str]:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
                 found |= names_read(inner)
+    return found
+
+
+def names_made(node: NodeProto) -> set[str]:
+    """What ``node`` gives, and what is made inside of its branches and loops."""
+    found = {name for name in node.output if name}
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            found |= {value.name for value in (*graph.input, *graph.initializer)}
+            found = found.union(*map(names_made, graph.node))
     return found
 
 

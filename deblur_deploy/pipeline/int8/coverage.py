@@ -8,17 +8,16 @@ same file.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from deblur_deploy.contract import HEIGHT_DIM, INPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.pipeline.int8.quantize import layer_name
@@ -33,19 +32,13 @@ _MULTIPLIES = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 """Operations that multiply and accumulate."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
+class Kernel(NamedTuple):
     """What ONNX Runtime's CPU provider ran for one layer."""
 
-    op: str
-    """Type of the operation in the optimized graph."""
+    int8: bool
+    """Whether it multiplied int8 values."""
     ms: float
-    """Median time of the kernel."""
-
-    @property
-    def int8(self) -> bool:
-        """Whether it multiplied int8 values."""
-        return self.op.startswith(("QLinear", "QGemm")) or "Integer" in self.op
+    """Median time."""
 
 
 def macs_of(path: Path) -> dict[str, float]:
@@ -57,7 +50,7 @@ def macs_of(path: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="deblur-macs-") as folder:
         side = _side(path)
         events = _profile(path, Path(folder), optimized=None, side_px=side, runs=1)
-    nodes, found = _nodes(path), {}
+    (nodes, _), found = _layers(path), {}
     for name, args in events:
         if args["op_name"] in _MULTIPLIES and name in nodes:
             found[nodes[name]] = macs_of_run(args) / side**2
@@ -90,7 +83,7 @@ def _side(path: Path) -> int:
 
 def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kernel]:
     """What ONNX Runtime's CPU provider runs for every layer of a file, by layer."""
-    layers = _marks(path)
+    _, layers = _layers(path)
     with tempfile.TemporaryDirectory(prefix="deblur-kernels-") as folder:
         optimized = Path(folder, "optimized.onnx")
         events = _profile(path, Path(folder), optimized=optimized, side_px=side_px, runs=runs)
@@ -104,9 +97,10 @@ def kernels_of(path: Path, side_px: int = 256, runs: int = 5) -> dict[str, Kerne
         # the quantization behind it was moved.
         marks = (*node.input[1:], *node.output, node.name.removesuffix("_nchwc").removesuffix("_pre_q"))
         layer = next((layers[mark] for mark in marks if mark in layers), None)
-        multiplies = any(kind in node.op_type for kind in ("Conv", "MatMul", "Gemm"))
-        if multiplies and layer is not None and node.name in times:
-            found[layer] = Kernel(op=node.op_type, ms=median(times[node.name][len(times[node.name]) > 1 :]))
+        kind = node.op_type
+        if any(one in kind for one in ("Conv", "MatMul", "Gemm")) and layer is not None and node.name in times:
+            int8 = kind.startswith(("QLinear", "QGemm")) or "Integer" in kind
+            found[layer] = Kernel(int8, median(times[node.name][len(times[node.name]) > 1 :]))
     return found
 
 
@@ -119,7 +113,7 @@ def int8_share(path: Path, provider: Provider, macs: Mapping[str, float] | None 
         nodes = _openvino(path)
         if nodes is None:
             return None
-        run = {layer for node, layer in _nodes(path).items() if node in nodes}
+        run = {layer for node, layer in _layers(path)[0].items() if node in nodes}
     elif provider.name == "cuda":
         run = set()  # It has no kernels for int8 convolutions: it expands them to float.
     else:
@@ -146,39 +140,27 @@ def _openvino(path: Path) -> set[str] | None:
     return found
 
 
-def _multiplying(path: Path) -> Iterator[tuple[NodeProto, list[str]]]:
-    """The nodes of a file that multiply, each with the names of its constants (weights first), through what
-    dequantizes."""
+def _layers(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The layers of a file that multiply: by the name of their node, and by what survives of them in an optimized
+    graph, which is their constants, or the name of what they give."""
     model = onnx.load(path)
     makers, constants = makers_of(model), {value.name for value in model.graph.initializer}
+    activations = {node.input[0]: node.output for node in model.graph.node if node.op_type == "Relu"}
+    nodes, marks = dict[str, str](), dict[str, str]()
     for node in model.graph.node:
-        if node.op_type in _MULTIPLIES:
-            names = []
-            for name in node.input[1:]:
-                while name not in constants and name in makers and makers[name].op_type == "DequantizeLinear":
-                    name = makers[name].input[0]
-                if name in constants:
-                    names.append(name)
-            yield node, names
-
-
-def _called(node: NodeProto, names: list[str]) -> str:
-    return layer_name(names[0]) if names else node.name
-
-
-def _nodes(path: Path) -> dict[str, str]:
-    """Layers by the name of their node."""
-    return {node.name: _called(node, names) for node, names in _multiplying(path)}
-
-
-def _marks(path: Path) -> dict[str, str]:
-    """Layers by what survives of them in an optimized graph: their constants, or the name of what they give."""
-    found, activations = {}, {node.input[0]: node for node in onnx.load(path).graph.node if node.op_type == "Relu"}
-    for node, names in _multiplying(path):
+        if node.op_type not in _MULTIPLIES:
+            continue
+        names = []
+        for name in node.input[1:]:
+            while name not in constants and name in makers and makers[name].op_type == "DequantizeLinear":
+                name = makers[name].input[0]
+            if name in constants:
+                names.append(name)
+        # The weights come first.
+        nodes[node.name] = layer_name(names[0]) if names else node.name
         given = node.output[0]
-        for mark in (*names, given, *(activations[given].output if given in activations else ())):
-            found[mark] = _called(node, names)
-    return found
+        marks |= dict.fromkeys((*names, given, *activations.get(given, ())), nodes[node.name])
+    return nodes, marks
 
 
 def _profile(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
@@ -91,17 +92,11 @@ def _columns(
     about = attributes(node)
     (down, right), (tall, wide) = about.get("strides", (1, 1)), about.get("dilations", (1, 1))
     top, left, bottom, end = about.get("pads", (0, 0, 0, 0))
-    places = []
-    for side, (before, after), window, step, gap in zip(
-        batch.shape[2:], ((top, bottom), (left, end)), kernel, (down, right), (tall, wide), strict=True
-    ):
-        firsts = np.arange(0, side + before + after - (window - 1) * gap, step)
-        places.append(firsts[:, None] + gap * np.arange(window) - before)
-    y, x = np.divmod(rng.permutation(len(places[0]) * len(places[1]))[:count], len(places[1]))
-    rows, columns = places[0][y][:, :, None], places[1][x][:, None, :]
-    seen = batch[0][:, rows.clip(0, batch.shape[2] - 1), columns.clip(0, batch.shape[3] - 1)]
-    inside = (rows >= 0) & (rows < batch.shape[2]) & (columns >= 0) & (columns < batch.shape[3])
-    return np.where(inside, seen, 0).transpose(0, 2, 3, 1).reshape(_groups(node), -1, len(y))
+    padded = np.pad(batch[0], ((0, 0), (top, bottom), (left, end)))
+    height, width = ((size - 1) * gap + 1 for size, gap in zip(kernel, (tall, wide), strict=True))
+    windows = sliding_window_view(padded, (height, width), axis=(1, 2))[:, ::down, ::right, ::tall, ::wide]
+    y, x = np.divmod(rng.permutation(windows.shape[1] * windows.shape[2])[:count], windows.shape[2])
+    return windows[:, y, x].transpose(0, 2, 3, 1).reshape(_groups(node), -1, len(y))
 
 
 def _readers(body: ModelProto) -> dict[str, NodeProto]:
