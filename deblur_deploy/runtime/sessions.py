@@ -11,7 +11,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from math import prod
-from threading import Lock, RLock
+from statistics import median_low
+from threading import Lock, RLock, active_count
 from time import perf_counter
 from typing import Any
 
@@ -111,22 +112,21 @@ class Sessions:
         little, much = (np.zeros(self._shape(side, side), self.dtype) for side in (small, large))
         grown = []
         try:
-            # Whatever else the process does meanwhile counts too, as decoding the next image.
-            for _ in range(3):
+            # What other threads do meanwhile counts too, as decoding the next image.
+            for _ in range(3 if active_count() > 1 else 1):
                 with _turn:
-                    session(little)  # gives back what a run kept
                     session.bare.run([OUTPUT], {INPUT: little})
                     give_back()  # or what is free already would be taken, and nothing grow
                     before = resident_bytes()
                     session.bare.run([OUTPUT], {INPUT: much})
                     after = resident_bytes()
+                    session(little)  # gives back what it kept
                 if before is None or after is None:
                     return _USUAL_BYTES_PER_PIXEL
                 grown.append(after - before)
-            session(little)
         except Exception as error:
             raise failure(error, own.name, f"failed on {self.where}") from None
-        if (growth := sorted(grown)[1]) <= 0:
+        if (growth := median_low(grown)) <= 0:
             return _USUAL_BYTES_PER_PIXEL
         # A compiled shape takes up to half as much again.
         return min(max(_LEAST_BYTES_PER_PIXEL, 3 * growth // (2 * large * large)), _MOST_BYTES_PER_PIXEL)
