@@ -107,10 +107,10 @@ def machine_tables(records: Records) -> list[Table]:
 
 
 def _placed(table: Table, record: Record, main: Record) -> Table:
-    """``table``, which says where it was measured if the rest of the page was measured elsewhere."""
-    if processor(record) == processor(main):
-        return table
-    return replace(table, note=f"{table.note} Measured on {processor(record)}.".lstrip())
+    """``table``, which says on what and where it was measured if the rest of the page was measured otherwise."""
+    where = "" if processor(record) == processor(main) else f" Measured on {processor(record)}."
+    where += f" Of {EARLIER}." if is_earlier(record) and not is_earlier(main) else ""
+    return replace(table, note=f"{table.note}{where}".lstrip())
 
 
 def _others(records: Records) -> list[Record]:

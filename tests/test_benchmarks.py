@@ -436,6 +436,22 @@ def test_another_machine_has_a_page_of_its_own_and_a_line_in_the_index(checkout,
     assert named == {"arm.md", "arm-pareto.svg", "arm-latency.svg"}
 
 
+@pytest.mark.parametrize(
+    ("earlier", "said"),
+    [
+        (["old"], "Fast. Of an earlier export: the same network, other weights."),
+        (["old", "main"], "Fast."),
+        ([], "Fast."),
+    ],
+)
+def test_a_table_says_if_it_alone_is_of_an_earlier_export(script, monkeypatch, earlier, said):
+    pages = script("pages")
+    monkeypatch.setattr(pages, "is_earlier", lambda record: record.benchmark in earlier)
+    table = pages.Table(heading="int8", columns=[], rows=[], note="Fast.")
+    note = pages._placed(table, new_record("old", {}), new_record("main", {})).note
+    assert note == said
+
+
 def test_quality_needs_no_data_and_measures_what_was_chosen(script, bundle, tmp_path):
     quality = script("quality")
     chosen = {"providers": ("cpu",), "variants": ("fp32", "int8")}
