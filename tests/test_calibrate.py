@@ -41,7 +41,9 @@ def test_tiles_fit_the_network(height, width):
     assert (tiles.photos, tiles.left_out) == ({"only": 3}, [])
 
 
-@pytest.mark.parametrize(("radius", "divisor", "side"), [(9, 2, 32), (4, 2, 32), (2, 2, 16), (0, 1, 16), (3, 32, 32)])
+@pytest.mark.parametrize(
+    ("radius", "divisor", "side"), [(9, 2, 32), (4, 2, 32), (2, 2, 16), (0, 1, 16), (0, 8, 16), (3, 32, 32)]
+)
 def test_smaller_tiles_are_all_of_the_tiles_and_still_show_what_the_network_sees(radius, divisor, side):
     tiles = [photo(seed, 32, 32) for seed in range(2)]
     smaller = cut_smaller(tiles, radius, divisor)

@@ -92,8 +92,10 @@ def test_a_record_keeps_what_was_not_tried_again(tmp_path: Path) -> None:
     robustness.keep(path, {"count": 1}, {"image": {"accepted": 1}})
     robustness.keep(path, {"count": 2}, {"csv": {"accepted": 2}})
     found = json.loads(path.read_text())["found"]
-    assert {name: part["accepted"] for name, part in found.items()} == {"image": 1, "csv": 2}
-    assert all(part["date"] and "commit" in part for part in found.values())
+    for part in found.values():
+        assert part.pop("date")
+        part.pop("commit")
+    assert found == {"image": {"accepted": 1}, "csv": {"accepted": 2}}
 
 
 def test_a_soak_of_two_seconds(tmp_path: Path, bundle: Path) -> None:
