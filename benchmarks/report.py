@@ -93,10 +93,9 @@ def read_machines(folder: Path, *, quick: bool = False) -> dict[Path, Records]:
             if record.settings.get("quick") and not quick:
                 raise InputError(f"{place / name}.json was measured with --quick; measure it again without")
             # Training knows no files, pruning names its checkpoint, and memory over a long time is the same with any
-            # weights; how int8 compares and what a cluster does have tables of their own, which say what they are of.
-            # Others may be of what ships now where the times are not yet: their notes say which.
+            # weights.  Others may be of what ships now where the times are not yet: their notes say which.
             files = record.settings.get("files")
-            free = name.startswith(("pruning", "soak", "quantization", "cluster")) or not is_earlier(record)
+            free = name.startswith(("pruning", "soak")) or not is_earlier(record)
             if not free and files and files != records["latency"].settings.get("files"):
                 raise InputError(f"{place / name}.json is of other files than latency.json beside it; measure again")
         found[place] = records

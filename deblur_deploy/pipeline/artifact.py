@@ -76,7 +76,8 @@ class Measured:
     extremes_db: dict[str, float] = field(default_factory=dict)
     """The same on black, white, random and checkered images."""
     peak_activation: float | None = None
-    """The largest value inside of the network on those images; only asked for fp16, which holds 65504 at most."""
+    """The largest value inside of the network on those images and the middle of the pairs; only asked for fp16, which
+    holds 65504 at most."""
     runs: list[Run] = field(default_factory=list)
     slower_than_fp32_on: list[str] = field(default_factory=list)
     """Providers on which fp32 is faster: engines do not choose this variant there by themselves."""
