@@ -12,17 +12,17 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from deblur_deploy.bundles.manifest import Bundle
+from deblur_deploy.bundles.names import located
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.errors import DeblurError
 from deblur_deploy.evaluation.bench import Entry, Progress, entries_of
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.evaluation.record import Record, Row, write_json
 from deblur_deploy.pipeline.photos import builtin_pairs
-from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.runtime.names import located
 from deblur_deploy.runtime.providers import find
-from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.shipped import DEFAULT_BUNDLE
+from deblur_deploy.system.threads import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 PROVIDERS = ("cpu", "openvino", "cuda")

@@ -27,7 +27,7 @@ from common import Options, progress, save, script
 from deblur_deploy.cli.common import OK
 from deblur_deploy.errors import InputError, ProviderError
 from deblur_deploy.evaluation.record import Row, new_record
-from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.system.threads import usable_cores
 
 SIZE = "1280x720"
 PARTS = ("overhead", "cold", "memory", "large", "threads", "soak")
@@ -115,7 +115,7 @@ def beside_limits(row: Row, options: Engine, notes: list[str]) -> dict[str, Any]
     import torch
     from limits import cpu_ceilings, gpu_ceilings, share
 
-    from deblur_deploy.runtime.bundle import MANIFEST
+    from deblur_deploy.bundles.manifest import MANIFEST
     from deblur_deploy.training.unet import UNetConfig
 
     try:

@@ -20,7 +20,7 @@ import numpy as np
 
 from deblur_deploy import DeblurEngine
 from deblur_deploy.contract import INPUT, OUTPUT
-from deblur_deploy.runtime.memory import resident_bytes
+from deblur_deploy.system.memory import resident_bytes
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

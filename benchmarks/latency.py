@@ -20,11 +20,11 @@ import nodes
 from common import Sized, pairs, product, progress, save, script, text_of
 from rich.console import Console
 
+from deblur_deploy.bundles.manifest import Bundle
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.bench import Outcome, Plan, measure_latency
 from deblur_deploy.evaluation.compare import LATENCY_TOLERANCE
 from deblur_deploy.evaluation.record import Row, new_record
-from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.runtime.variants import choose_variant, within_budget
 

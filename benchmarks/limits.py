@@ -25,11 +25,11 @@ import torch
 from common import Sized, pairs, product, progress, save, script
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
+from deblur_deploy.bundles.manifest import MANIFEST
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.bench import Outcome, Plan, Progress, measure_latency
 from deblur_deploy.evaluation.latency import Timing, take_turns
 from deblur_deploy.evaluation.record import Row, new_record, read_record
-from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.training.unet import UNetConfig
 
 SIZE = (1280, 720)

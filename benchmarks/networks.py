@@ -30,6 +30,7 @@ from onnxruntime.tools.onnx_model_utils import make_input_shape_fixed
 from torch import nn
 
 from deblur_deploy import DeblurEngine
+from deblur_deploy.bundles.manifest import MANIFEST, Bundle
 from deblur_deploy.contract import INPUT
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation.latency import at_size, take_turns
@@ -41,8 +42,7 @@ from deblur_deploy.pipeline.config import NetworkConfig, VerifyConfig
 from deblur_deploy.pipeline.doors.weights import import_spandrel
 from deblur_deploy.pipeline.photos import builtin_calibration, builtin_pairs
 from deblur_deploy.pipeline.recipe import Recipe
-from deblur_deploy.runtime.bundle import MANIFEST, Bundle
-from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.system.threads import usable_cores
 
 SIZE = (640, 360)
 

@@ -20,6 +20,7 @@ import onnxruntime as ort
 import torch
 from common import Sized, pairs, present, product, progress, save, script, text_of
 
+from deblur_deploy.bundles.manifest import Bundle
 from deblur_deploy.errors import InputError, ModelError
 from deblur_deploy.evaluation.bench import Entry, Plan, Progress, entries_of, measure_latency
 from deblur_deploy.evaluation.record import Row, new_record
@@ -30,7 +31,6 @@ from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.quantizer import plain_int8
 from deblur_deploy.pipeline.photos import builtin_calibration
 from deblur_deploy.pipeline.recipe import Recipe
-from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 from deblur_deploy.training.checkpoint import load_checkpoint, save_checkpoint
 from deblur_deploy.training.unet import PRESETS, Preset, UNet

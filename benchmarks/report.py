@@ -17,6 +17,7 @@ from common import Options as _Options
 from pages import FIGURES, Records, digest, figures, index_block, is_earlier, machine_page, readme_block, results_page
 from rich.console import Console
 
+from deblur_deploy.bundles.manifest import Bundle
 from deblur_deploy.cli.common import OK, SOME_FAILED
 from deblur_deploy.errors import InputError
 from deblur_deploy.evaluation import plots
@@ -24,7 +25,6 @@ from deblur_deploy.evaluation.page import Picture, pictures_of, write_page
 from deblur_deploy.evaluation.record import read_record
 from deblur_deploy.files import existing, writing_file
 from deblur_deploy.media.images import Image, list_images, read_image, write_image
-from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.engine import DeblurEngine
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"

@@ -10,13 +10,13 @@ from typing import Any, cast
 import numpy as np
 from common import Options, pairs, present, progress, save, script
 
+from deblur_deploy.bundles.manifest import Bundle
 from deblur_deploy.errors import DeblurError
 from deblur_deploy.evaluation.bench import Entry, Plan, measure_latency
 from deblur_deploy.evaluation.clock import Lap
 from deblur_deploy.evaluation.latency import at_size, take_turns
 from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.media.images import Image
-from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.runtime.variants import choose_variant
 

@@ -29,7 +29,7 @@ from benchmarks.common import Options, script
 from deblur_deploy import DeblurEngine
 from deblur_deploy.cli.common import OK, SOME_FAILED
 from deblur_deploy.evaluation.record import new_record, write_json
-from deblur_deploy.runtime.memory import resident_bytes
+from deblur_deploy.system.memory import resident_bytes
 
 MAY_GROW = 0.05
 """Share by which memory may grow."""

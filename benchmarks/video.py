@@ -32,7 +32,7 @@ from deblur_deploy.evaluation.record import Row, new_record
 from deblur_deploy.media.containers import created, opened, start, video_stream
 from deblur_deploy.media.video import Job, Picture, restore_video
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.system.threads import usable_cores
 
 PARTS = ("decode", "restore", "encode")
 

@@ -1,8 +1,9 @@
-"""Which installed wheels bring a library: several of one family write the same files, and the last one wins."""
+"""Installed wheels: their versions, and which bring a library; of one family several write the same files."""
 
 from __future__ import annotations
 
-from importlib.metadata import distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distributions, version
 
 ONNXRUNTIMES = (
     "onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-silicon",
@@ -11,6 +12,15 @@ OPENCVS = ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-py
 FAMILIES = {"onnxruntime": ONNXRUNTIMES, "opencv": OPENCVS}
 _BEST = ("onnxruntime-gpu", "opencv-contrib-python-headless", "opencv-python-headless")
 """What is kept: GPUs where they were wanted, and an OpenCV that needs no libraries of a desktop."""
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of those of ``packages`` that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def installed(family: str) -> list[str]:

@@ -150,14 +150,30 @@ def saved(model: ModelProto, path: Path, **how: Any) -> Path:
     return path
 
 
+def branching() -> ModelProto:
+    """:func:`residual` in one branch of two, its weights in there with it."""
+    image, nodes = "float[n, 3, h, w]", RESIDUAL.replace("IN", "x").replace("OUT", "restored")
+    model: ModelProto = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 18]> net ({image} x) => ({image} y) <bool yes = {{1}}> {{
+            y = If (yes) <
+                then_branch = one () => ({image} restored) {{ {nodes} }},
+                else_branch = two () => ({image} same) {{ same = Identity(x) }} > }}"""
+    )
+    inside = next(one.g for one in model.graph.node[0].attribute if one.name == "then_branch")
+    inside.initializer.extend(numpy_helper.from_array(of, name) for name, of in residual_constants().items())
+    return model
+
+
 def half(model: ModelProto) -> ModelProto:
-    """``model`` with fp16 weights, ends and arithmetic."""
+    """``model`` with fp16 weights, ends and arithmetic, its branches too."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    for value in copy.graph.initializer:
-        value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float16), value.name))
-    for end in (*copy.graph.input, *copy.graph.output):
-        end.type.tensor_type.elem_type = TensorProto.FLOAT16
+    for graph in (copy.graph, *(one.g for node in copy.graph.node for one in node.attribute if one.HasField("g"))):
+        for value in graph.initializer:
+            if value.data_type == TensorProto.FLOAT:
+                value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float16), value.name))
+        for end in (*graph.input, *graph.output):
+            end.type.tensor_type.elem_type = TensorProto.FLOAT16
     return copy
 
 

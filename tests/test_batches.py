@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,9 @@ def test_unreadable_files_and_errors_travel_from_the_worker(tmp_path: Path) -> N
     batches = Batches([(Photos(list_images(tmp_path)), 1.0)], BlurConfig(), STAGES, seed=0)
     assert set(list(batches.load(0, 3, 1))[-1].unreadable) == {str(tmp_path / "broken.jpg")}
     hopeless = Batches([(Photos([tmp_path / "broken.jpg"]), 1.0)], BlurConfig(), STAGES, seed=0)
-    with pytest.raises(InputError, match=r"^1 or more training files cannot be read, first: .*broken\.jpg.*$"):
+    with pytest.raises(InputError, match=r"^1 or more training files cannot be read, first: .*broken\.jpg.*$") as kept:
         next(hopeless.load(0, 3, 1))
+    assert (kept.type, active_children()) == (InputError, [])  # a loader that stayed would keep the program from ending
 
 
 def test_no_data_is_said() -> None:

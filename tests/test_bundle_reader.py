@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deblur_deploy.bundles.manifest import MANIFEST, Bundle
 from deblur_deploy.contract import KEY, ModelContract
 from deblur_deploy.errors import DeblurError, MissingFileError, ModelError
 from deblur_deploy.runtime import providers
-from deblur_deploy.runtime.bundle import MANIFEST, Bundle
 from deblur_deploy.runtime.variants import choose_variant, float_variant, within_budget
 from tests import tiny
 
@@ -102,6 +102,32 @@ def test_files_arranged_for_the_cpu_run_nowhere_else_however_fast(folder: Path) 
     assert choose_variant(bundle, openvino, "auto").name == "int8-planes"
     assert {v.name for v in within_budget(bundle, openvino)} == {"fp32", "fp16", "int8-planes"}
     assert "int8" in {v.name for v in within_budget(bundle, providers.find("cpu"))}
+
+
+@pytest.mark.parametrize(
+    ("provider", "recorded", "counts"),
+    [
+        ({"name": "openvino", "kind": "GPU"}, "openvino:gpu", True),
+        ({"name": "openvino", "kind": "GPU"}, "openvino", False),
+        ({"name": "openvino", "kind": "CPU"}, "openvino:cpu", True),
+        ({"name": "openvino", "kind": "CPU"}, "openvino", True),
+        ({"name": "cuda", "kind": "GPU", "device_id": 1}, "cuda:1", True),
+        ({"name": "cuda", "kind": "GPU", "device_id": 1}, "cuda:0", False),
+        ({"name": "cuda", "kind": "GPU", "device_id": 1}, "cuda", True),
+    ],
+)
+def test_what_was_measured_on_a_device_counts_there(
+    provider: dict[str, Any], recorded: str, counts: bool, folder: Path
+) -> None:
+    rows = json.loads((folder / MANIFEST).read_text())["variants"]
+    here = providers.Provider(ort_name="", device="", **provider)
+    usual = choose_variant(Bundle.read(folder), here, "auto").name
+    times = {"fp32": 2.0, "fp16": 2.0, "int8": 2.0, usual: 3.0}
+    edit(folder, variants=[row | {"latency_ms": {recorded: times.get(row["name"], 9.0)}} for row in rows])
+    assert (choose_variant(Bundle.read(folder), here, "auto").name != usual) is counts
+    slower = [row | ({"slower_than_fp32_on": [recorded]} if row["name"] == usual else {}) for row in rows]
+    edit(folder, variants=slower)
+    assert (choose_variant(Bundle.read(folder), here, "auto").name != usual) is counts
 
 
 def test_without_the_variant_it_says_what_there_is(folder: Path) -> None:

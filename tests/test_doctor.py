@@ -13,8 +13,9 @@ from deblur_deploy import wheels
 from deblur_deploy.cli import doctor
 from deblur_deploy.cli.doctor import Finding, examine
 from deblur_deploy.errors import ProviderError
-from deblur_deploy.runtime import providers, threads
+from deblur_deploy.runtime import providers
 from deblur_deploy.runtime.engine import DeblurEngine
+from deblur_deploy.system import threads
 from tests import tiny
 
 

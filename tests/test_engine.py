@@ -316,7 +316,7 @@ def test_bad_arguments_are_named(
 
 
 def test_no_shipped_model_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("deblur_deploy.runtime.models.DEFAULT_BUNDLE", tmp_path / "none")
+    monkeypatch.setattr("deblur_deploy.bundles.models.DEFAULT_BUNDLE", tmp_path / "none")
     with pytest.raises(MissingFileError, match="no model ships"):
         DeblurEngine()
 

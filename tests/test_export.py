@@ -20,6 +20,7 @@ import pytest
 from safetensors.torch import save_file
 
 from deblur_deploy import DeblurEngine
+from deblur_deploy.bundles.manifest import Bundle
 from deblur_deploy.cli.common import guarded
 from deblur_deploy.cli.export import command
 from deblur_deploy.contract import ModelContract
@@ -32,7 +33,6 @@ from deblur_deploy.pipeline.config import Int8Config, VerifyConfig
 from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.pruning.config import PruneConfig
 from deblur_deploy.pipeline.recipe import Recipe, read_recipe, write_recipe
-from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.training.checkpoint import save_checkpoint
 from deblur_deploy.training.validation import TorchRestorer
 from tests.photos import photo

@@ -14,11 +14,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from deblur_deploy import DeblurEngine
+from deblur_deploy.bundles import hub
 from deblur_deploy.cluster.work import packed
 from deblur_deploy.errors import DeblurError, MissingExtraError, ModelError, OutputError
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.report import front_matter
-from deblur_deploy.runtime import hub
 from deblur_deploy.shipped import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT
 from tests.conftest import noise
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from deblur_deploy import DeblurEngine
-from deblur_deploy.runtime import memory, sessions
+from deblur_deploy.runtime import sessions
+from deblur_deploy.system import memory
 from tests.conftest import noise
 
 HOLES = """
 import numpy as np
-from deblur_deploy.runtime.memory import give_back, resident_bytes
+from deblur_deploy.system.memory import give_back, resident_bytes
 whole, between = [], []
 for _ in range(1000):
     whole.append(np.ones(12_000))

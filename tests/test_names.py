@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from deblur_deploy import DeblurEngine
+from deblur_deploy.bundles import names
 from deblur_deploy.cli import bench, run, tune
 from deblur_deploy.cluster.work import packed
 from deblur_deploy.errors import MissingFileError
 from deblur_deploy.evaluation.bench import entries_of
 from deblur_deploy.media.images import write_image
-from deblur_deploy.runtime import names
+from deblur_deploy.system.folders import data_folder
 from tests import tiny
 from tests.conftest import noise
 
@@ -95,11 +96,11 @@ def test_a_path_is_no_name(homes: Path, path: str) -> None:
 def test_where_the_users_own_are(monkeypatch: pytest.MonkeyPatch, homes: Path) -> None:
     monkeypatch.delenv("DEBLUR_BUNDLES")
     monkeypatch.setenv("XDG_DATA_HOME", str(homes / "data"))
-    assert names.own_folder() == homes / "data" / "deblur-deploy" / "bundles"
+    assert data_folder() == homes / "data" / "deblur-deploy" / "bundles"
     assert list(names.bundles()) == ["hd", "hd-quarter"]
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    assert names.own_folder() is None
+    assert data_folder() is None
     assert list(names.bundles()) == ["hd", "hd-quarter"]
     monkeypatch.setattr(names, "MODELS", homes / "none")
     with pytest.raises(MissingFileError, match="or a name: none is installed"):

@@ -157,8 +157,9 @@ def test_names_may_be_ours(tmp_path: Path) -> None:
     assert differences(files(source, ready, tmp_path)["fp32"], plain).max() <= 1
 
 
-def test_half_precision_is_widened_and_told(tmp_path: Path) -> None:
-    source, ready = prepared(saved(strangers.half(residual()), tmp_path / "net.onnx"))
+@pytest.mark.parametrize("net", [residual, strangers.branching])
+def test_half_precision_is_widened_and_told(net: Callable[[], ModelProto], tmp_path: Path) -> None:
+    source, ready = prepared(saved(strangers.half(net()), tmp_path / "net.onnx"))
     assert ready.notes[0] == "float16 weights are widened to fp32"
     plain = Reference(OnnxRunner(residual(), "plain"), Convention(output="y"))
     assert differences(files(source, ready, tmp_path)["fp32"], plain).max() <= 1

@@ -20,9 +20,10 @@ from deblur_deploy import DeblurEngine
 from deblur_deploy.cli import doctor
 from deblur_deploy.errors import InputError, MemoryLimitError, ProviderError
 from deblur_deploy.runtime import engine as engine_module
-from deblur_deploy.runtime import hardware, memory, providers, sessions, threads
+from deblur_deploy.runtime import providers, sessions
 from deblur_deploy.runtime.providers import Provider
 from deblur_deploy.runtime.session import Session
+from deblur_deploy.system import hardware, memory, threads
 from tests.conftest import noise
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from deblur_deploy import DeblurEngine
+from deblur_deploy.bundles.manifest import Bundle
 from deblur_deploy.evaluation.quality import measure
 from deblur_deploy.evaluation.record import read_record
 from deblur_deploy.files import sha256
 from deblur_deploy.pipeline.config import Int8Config
 from deblur_deploy.pipeline.photos import builtin_pairs
 from deblur_deploy.pipeline.recipe import read_recipe
-from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.shipped import DEFAULT_BUNDLE, DEFAULT_CHECKPOINT, MODELS
 from deblur_deploy.training.checkpoint import load_checkpoint
 from deblur_deploy.training.unet import PRESETS

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deblur_deploy import DeblurEngine
+from deblur_deploy.bundles.manifest import MANIFEST
 from deblur_deploy.cli import bench as command
 from deblur_deploy.cli import common
 from deblur_deploy.errors import MissingFileError, OutputError, ProviderError
@@ -21,10 +22,10 @@ from deblur_deploy.evaluation import tune as tune_module
 from deblur_deploy.evaluation.record import Row
 from deblur_deploy.evaluation.tune import Trial, candidate, tune
 from deblur_deploy.runtime import tuned
-from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.runtime.providers import find
 from deblur_deploy.runtime.restoring import plan_for
-from deblur_deploy.runtime.tuned import Tuned, cache_folder, load, save
+from deblur_deploy.runtime.tuned import Tuned, load, save
+from deblur_deploy.system.folders import cache_folder
 from tests import tiny
 from tests.conftest import noise
 
@@ -131,7 +132,7 @@ def test_it_counts_for_one_model_machine_and_version(
     elif change == "cores":
         monkeypatch.setattr(tuned, "usable_cores", lambda: 99)
     else:
-        monkeypatch.setattr(tuned, "version", lambda name: "0")
+        monkeypatch.setattr(tuned, "versions", lambda *names: dict.fromkeys(names, "0"))
     assert load(model) is None
 
 

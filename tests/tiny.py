@@ -17,9 +17,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from deblur_deploy.bundles.manifest import MANIFEST, SCHEMA
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, Io, ModelContract, Precision
 from deblur_deploy.files import sha256
-from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
 
 CONTRACT = ModelContract(
     size_divisor=4,

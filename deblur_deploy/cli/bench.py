@@ -29,8 +29,8 @@ from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.evaluation.sets import measure, names, steps, usable_sets
 from deblur_deploy.files import refuse_unwritable, writing_file
 from deblur_deploy.runtime.providers import AUTO, find
-from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.shipped import DEFAULT_BUNDLE
+from deblur_deploy.system.threads import usable_cores
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
+from deblur_deploy.bundles.hub import url
 from deblur_deploy.cli.common import OK, SOME_FAILED
 from deblur_deploy.cli.plan import Plan, plan_jobs, result_name, say, tell_plan
 from deblur_deploy.cli.progress import advance, bar
@@ -17,7 +18,6 @@ from deblur_deploy.cluster.work import Settings, Task, connected, packed, restor
 from deblur_deploy.errors import InputError, MissingExtraError, MissingFileError
 from deblur_deploy.files import make_folder, remove_leftovers
 from deblur_deploy.media.images import IMAGE_SUFFIXES
-from deblur_deploy.runtime.hub import url
 
 
 def run_cluster(config: RunConfig, console: Console) -> int:

@@ -17,13 +17,15 @@ import onnxruntime as ort
 from rich.console import Console
 
 from deblur_deploy import wheels
+from deblur_deploy.bundles import names
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import DeblurError, ProviderError, one_line
-from deblur_deploy.runtime import memory, names, providers, threads
+from deblur_deploy.runtime import providers
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.hardware import processor
+from deblur_deploy.system import folders, memory, threads
+from deblur_deploy.system.hardware import processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ def _runs(model: str | Path | None, provider: str) -> bool:
 
 
 def _bundles() -> Finding:
-    folder = names.own_folder()
+    folder = folders.data_folder()
     more = f"; further ones are looked for in {folder}" if folder else ""
     return Finding(topic="bundles", text=f"{', '.join(names.bundles()) or 'none has a name'}{more}")
 

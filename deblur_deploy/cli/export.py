@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deblur_deploy.bundles.manifest import MANIFEST
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, guarded
 from deblur_deploy.errors import InputError
@@ -23,7 +24,6 @@ from deblur_deploy.pipeline.bundle import build_bundle
 from deblur_deploy.pipeline.config import Int8Config, NetworkConfig
 from deblur_deploy.pipeline.pruning.config import PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.recipe import Recipe, read_recipe
-from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
 
 if TYPE_CHECKING:

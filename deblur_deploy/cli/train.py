@@ -24,8 +24,8 @@ from deblur_deploy.errors import InputError, check_bounds
 from deblur_deploy.evaluation.quality import PairSet
 from deblur_deploy.evaluation.sets import by_name
 from deblur_deploy.files import refuse_existing, remove_leftovers
-from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
+from deblur_deploy.system.threads import usable_cores
 from deblur_deploy.training.bank import Bank, bank_folder, stored_px
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deblur_deploy.bundles.names import located
 from deblur_deploy.cli.common import OK
 from deblur_deploy.evaluation.tune import Outcome, describe, tune
-from deblur_deploy.runtime.names import located
 from deblur_deploy.runtime.tuned import save
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 

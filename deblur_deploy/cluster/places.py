@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deblur_deploy.bundles.hub import opened, url
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError, OutputError
-from deblur_deploy.runtime.hub import opened, url
 
 
 def listing(place: str, pattern: str, *, recursive: bool) -> dict[str, str]:

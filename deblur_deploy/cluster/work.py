@@ -21,16 +21,16 @@ from typing import Any
 
 import numpy as np
 
+from deblur_deploy.bundles.hub import fetched, url
+from deblur_deploy.bundles.manifest import MANIFEST, Bundle
+from deblur_deploy.bundles.names import located
 from deblur_deploy.cluster import places
 from deblur_deploy.errors import DeblurError, InputError, ProviderError, about
 from deblur_deploy.media.images import MAX_PIXELS, Photo, read_photo, write_photo
 from deblur_deploy.media.opencv import silence
-from deblur_deploy.runtime.bundle import MANIFEST, Bundle
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.runtime.hub import fetched, url
-from deblur_deploy.runtime.names import located
 from deblur_deploy.runtime.streams import overlapped
-from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.system.threads import usable_cores
 
 MOST_IN_BLOCK = 64
 """Images in one piece of work: enough to hide what a piece costs, few enough to see progress."""

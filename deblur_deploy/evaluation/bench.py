@@ -17,6 +17,8 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
+from deblur_deploy.bundles.manifest import Bundle
+from deblur_deploy.bundles.names import located
 from deblur_deploy.errors import DeblurError, InputError, MissingFileError
 from deblur_deploy.evaluation.clock import Lap, own_clock
 from deblur_deploy.evaluation.latency import STABLE, Timing, at_size, take_turns
@@ -24,8 +26,6 @@ from deblur_deploy.evaluation.machine import gpu_memory_mb, stolen_s
 from deblur_deploy.evaluation.record import Row
 from deblur_deploy.evaluation.worker import Worker
 from deblur_deploy.media.images import Image
-from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.runtime.names import located
 
 REFERENCE = "reference"
 _SLOW_MS = 2000

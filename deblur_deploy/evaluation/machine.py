@@ -6,15 +6,14 @@ import os
 import platform
 import shutil
 import subprocess
-from contextlib import suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from deblur_deploy.runtime.cgroups import read
-from deblur_deploy.runtime.threads import usable_cores
-from deblur_deploy.wheels import ONNXRUNTIMES
+from deblur_deploy.system.cgroups import read
+from deblur_deploy.system.hardware import instructions, processor
+from deblur_deploy.system.threads import usable_cores
+from deblur_deploy.wheels import ONNXRUNTIMES, versions
 
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "avx_vnni")
 _PACKAGES = (
@@ -24,14 +23,13 @@ _PACKAGES = (
 
 def machine() -> dict[str, Any]:
     """Processor, usable cores, the instructions that matter here, memory in GiB, system, and GPUs if there are any."""
-    lines = _lines("/proc/cpuinfo")
-    flags = _field(lines, "flags").split()
-    memory = _field(_lines("/proc/meminfo"), "MemTotal").split()
+    flags = instructions() or ()
+    memory = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal:")), 0)
     found: dict[str, Any] = {
-        "processor": _field(lines, "model name") or platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": usable_cores(),
         "instructions": [name for name in _INSTRUCTIONS if name in flags],
-        "memory_gib": round(int(memory[0]) / 2**20) if memory else 0,
+        "memory_gib": round(int(memory) / 2**20),
         "system": f"{platform.system()} {platform.machine()}",
     }
     return found | ({"gpus": gpus} if (gpus := _gpus()) else {})
@@ -39,15 +37,6 @@ def machine() -> dict[str, Any]:
 
 this_machine = cache(machine)
 """The same, asked once: it asks other programs."""
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of those of ``packages`` that are installed."""
-    found = {}
-    for name in packages:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def package_versions() -> dict[str, str]:
@@ -99,7 +88,3 @@ def _output(program: str, *arguments: str) -> str:
 
 def _lines(path: str) -> list[str]:
     return read(Path(path)).splitlines()
-
-
-def _field(lines: list[str], name: str) -> str:
-    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == name), "")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deblur_deploy.bundles.manifest import Bundle
 from deblur_deploy.errors import ProviderError
 from deblur_deploy.evaluation.bench import Entry, Plan, Progress, measure_latency
 from deblur_deploy.evaluation.record import Row
@@ -25,12 +26,11 @@ from deblur_deploy.evaluation.worker import Candidate
 from deblur_deploy.files import existing
 from deblur_deploy.media.images import Image
 from deblur_deploy.runtime import tuned
-from deblur_deploy.runtime.bundle import Bundle
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.providers import AUTO, Provider, find
-from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tuned import Tuned
 from deblur_deploy.runtime.variants import choose_variant, within_budget
+from deblur_deploy.system.threads import usable_cores
 
 SIZE, LARGE = (1280, 720), (3072, 2048)
 TILES = (2**20, 2**21)

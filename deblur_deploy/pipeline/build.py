@@ -14,7 +14,7 @@ import msgspec
 
 from deblur_deploy.errors import ProviderError
 from deblur_deploy.evaluation.latency import at_size
-from deblur_deploy.evaluation.machine import package_versions, this_machine, versions
+from deblur_deploy.evaluation.machine import package_versions, this_machine
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import Image
@@ -27,7 +27,7 @@ from deblur_deploy.pipeline.network import Network
 from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, from_record, to_record
 from deblur_deploy.runtime.engine import DeblurEngine
-from deblur_deploy.wheels import ONNXRUNTIMES
+from deblur_deploy.wheels import ONNXRUNTIMES, versions
 
 _EXPORT, _VERIFY = "deblur_deploy.pipeline.export", "deblur_deploy.pipeline.verify"
 _DOORS = ("deblur_deploy.pipeline.doors.source",)

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
+from deblur_deploy.bundles.manifest import MANIFEST, SCHEMA
 from deblur_deploy.errors import DeblurError, InputError, ModelError, OutputError, VerificationError
 from deblur_deploy.evaluation.machine import package_versions, this_machine
 from deblur_deploy.files import refuse_existing, writing_folder
@@ -26,7 +27,6 @@ from deblur_deploy.pipeline.doors.source import Source, open_door
 from deblur_deploy.pipeline.pruning.roads import pruned
 from deblur_deploy.pipeline.recipe import Recipe, write_recipe
 from deblur_deploy.pipeline.stages import Progress, Record, Stages
-from deblur_deploy.runtime.bundle import MANIFEST, SCHEMA
 from deblur_deploy.runtime.providers import candidates, short_name
 from deblur_deploy.runtime.variants import suits
 

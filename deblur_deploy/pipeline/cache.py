@@ -21,7 +21,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from deblur_deploy.errors import OutputError
-from deblur_deploy.runtime.tuned import cache_folder
+from deblur_deploy.system.folders import cache_folder
 
 MAX_BYTES = 4 * 2**30
 """What a cache may take on disk."""

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from deblur_deploy.errors import InputError
-from deblur_deploy.evaluation.machine import versions
 from deblur_deploy.evaluation.pairs import find_pairs
 from deblur_deploy.evaluation.quality import Pair, PairSet
 from deblur_deploy.files import sha256
 from deblur_deploy.media.images import Image, list_images
-from deblur_deploy.wheels import OPENCVS
+from deblur_deploy.wheels import OPENCVS, versions
 
 T = TypeVar("T")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from deblur_deploy.errors import ModelError
 from deblur_deploy.runtime.providers import first_line
@@ -75,10 +75,12 @@ def drop_dead(model: ModelProto) -> None:
 
 def drop_notes(model: ModelProto) -> None:
     """Remove, in place, what is for people only, names files of another machine, or need not hold any longer."""
-    del model.graph.value_info[:], model.metadata_props[:]
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
+    del model.metadata_props[:]
+    for graph in graphs_of(model.graph):
+        del graph.value_info[:]
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
 
 
 def with_constants(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> ModelProto:
@@ -91,23 +93,32 @@ def with_constants(model: ModelProto, values: Mapping[str, NDArray[Any]]) -> Mod
     return result
 
 
+def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
+    """``graph``, and those of its branches and loops, at any depth."""
+    yield graph
+    for node in graph.node:
+        yield from inner_graphs(node)
+
+
+def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs of the branches and loops of ``node``, at any depth."""
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            yield from graphs_of(graph)
+
+
 def names_read(node: NodeProto) -> set[str]:
     """What ``node`` reads, its branches and loops included."""
-    found = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                found |= names_read(inner)
-    return found
+    inside = (name for graph in inner_graphs(node) for one in graph.node for name in one.input)
+    return {*node.input, *inside}
 
 
 def names_made(node: NodeProto) -> set[str]:
     """What ``node`` gives, and what is made inside of its branches and loops."""
     found = {name for name in node.output if name}
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            found |= {value.name for value in (*graph.input, *graph.initializer)}
-            found = found.union(*map(names_made, graph.node))
+    for graph in inner_graphs(node):
+        found |= {value.name for value in (*graph.input, *graph.initializer)}
+        found |= {name for one in graph.node for name in one.output if name}
     return found
 
 

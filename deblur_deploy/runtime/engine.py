@@ -20,23 +20,23 @@ from typing import Any, Self, get_args
 
 from numpy.typing import NDArray
 
+from deblur_deploy.bundles.manifest import Bundle
+from deblur_deploy.bundles.models import content, found
 from deblur_deploy.contract import ModelContract
 from deblur_deploy.errors import DeblurError, InputError, MemoryLimitError, ModelError, ProviderError
 from deblur_deploy.runtime.arguments import checked
-from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.runtime.forks import ForkedLock, tell
-from deblur_deploy.runtime.memory import budget_bytes, give_back
-from deblur_deploy.runtime.models import content, found
 from deblur_deploy.runtime.pixels import Layout
 from deblur_deploy.runtime.providers import Provider, candidates, check_onnxruntime, find, versions
 from deblur_deploy.runtime.receipt import Receipt
 from deblur_deploy.runtime.restoring import restore
 from deblur_deploy.runtime.sessions import Sessions
 from deblur_deploy.runtime.streams import overlapped
-from deblur_deploy.runtime.threads import usable_cores
 from deblur_deploy.runtime.tuned import Tuned, load
 from deblur_deploy.runtime.variants import choose_variant, float_variant, within_budget
 from deblur_deploy.runtime.whole import Tiles, restore_whole
+from deblur_deploy.system.forks import ForkedLock, tell
+from deblur_deploy.system.memory import budget_bytes, give_back
+from deblur_deploy.system.threads import usable_cores
 
 Array = NDArray[Any]
 

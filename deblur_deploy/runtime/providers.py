@@ -15,16 +15,16 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 import onnxruntime as ort
 
+from deblur_deploy import wheels
 from deblur_deploy.contract import Precision
 from deblur_deploy.errors import InputError, MissingExtraError, ProviderError
-from deblur_deploy.runtime.forks import ForkedLock
-from deblur_deploy.runtime.hardware import bf16_flags, gpu_models, processor
+from deblur_deploy.system.forks import ForkedLock
+from deblur_deploy.system.hardware import bf16_flags, gpu_models, processor
 
 NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -83,6 +83,15 @@ class Provider:
     """Which of several GPUs, by CUDA's number."""
     plugin_device: Any = field(default=None, repr=False, compare=False)
     """The plugin's device, or None for a provider that is compiled into ONNX Runtime."""
+
+    @property
+    def recorded_as(self) -> tuple[str, ...]:
+        """How a bundle may call what it measured on this device, the more exact name first."""
+        if self.name in _NUMBERED:
+            return f"{self.name}:{self.device_id}", self.name
+        exact = f"{self.name}:{self.kind.lower()}"
+        # Without a device OpenVINO computes on the processor.
+        return (exact,) if self.name == "openvino" and self.kind != "CPU" else (exact, self.name)
 
     def arithmetic(self, model: Precision, asked: str) -> str:
         """The precision that convolutions really run in, for a file of precision ``model`` and the user's wish."""
@@ -275,11 +284,8 @@ def check_onnxruntime() -> None:
 
 def versions(provider: Provider) -> dict[str, str]:
     """Versions of what takes part in an answer."""
-    found = {"onnxruntime": ort.__version__, "numpy": version("numpy"), "python": platform.python_version()}
-    try:
-        found["deblur-deploy"] = version("deblur-deploy")
-    except PackageNotFoundError:
-        found["deblur-deploy"] = "source"
+    found = {"onnxruntime": ort.__version__, "python": platform.python_version(), "deblur-deploy": "source"}
+    found |= wheels.versions("numpy", "deblur-deploy")
     if provider.plugin_device is not None:
         found[provider.name] = provider.version
     return found

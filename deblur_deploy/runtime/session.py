@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from deblur_deploy.contract import BATCH_DIM, HEIGHT_DIM, INPUT, OUTPUT, WIDTH_DIM, ModelContract
 from deblur_deploy.errors import MemoryLimitError, ModelError, ProviderError
-from deblur_deploy.runtime import forks
 from deblur_deploy.runtime.providers import NAMES, Provider, first_line
+from deblur_deploy.system import forks
 
 Shape = tuple[int, ...]
 """Of a batch, in the layout of the contract."""

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from deblur_deploy.contract import INPUT, OUTPUT
 from deblur_deploy.errors import ModelError, ProviderError
 from deblur_deploy.runtime.assignment import assignment
-from deblur_deploy.runtime.forks import ForkedLock
-from deblur_deploy.runtime.memory import give_back, resident_bytes
 from deblur_deploy.runtime.providers import Provider, find
 from deblur_deploy.runtime.session import Session, Shape, failure, read_contract
 from deblur_deploy.runtime.tiling import up
+from deblur_deploy.system.forks import ForkedLock
+from deblur_deploy.system.memory import give_back, resident_bytes
 
 MAX_FIXED = 4
 """Fixed-shape sessions that one model keeps."""

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from deblur_deploy import __version__
-from deblur_deploy.errors import OutputError
+from deblur_deploy.bundles.manifest import MANIFEST
 from deblur_deploy.files import sha256, writing_file
 from deblur_deploy.runtime.arguments import MOST_THREADS
-from deblur_deploy.runtime.bundle import MANIFEST
-from deblur_deploy.runtime.hardware import gpu_models, processor
-from deblur_deploy.runtime.threads import usable_cores
-from deblur_deploy.wheels import ONNXRUNTIMES
+from deblur_deploy.system.folders import cache_folder
+from deblur_deploy.system.hardware import gpu_models, processor
+from deblur_deploy.system.threads import usable_cores
+from deblur_deploy.wheels import ONNXRUNTIMES, versions
 
 SCHEMA = 1
 _PACKAGES = ("numpy", *ONNXRUNTIMES, "onnxruntime-ep-openvino")
@@ -56,20 +54,6 @@ class Tuned:
                 raise ValueError(f"{name} is {value!r}; allowed: none, or a whole number from 1 to {_MOST[name]}")
 
 
-def cache_folder() -> Path:
-    """Where this library keeps what it can find out again: ``DEBLUR_CACHE``, else the user's cache directory.
-
-    Raises OutputError if the user has no home.
-    """
-    if own := os.environ.get("DEBLUR_CACHE"):
-        return Path(own)
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        raise OutputError("there is no home directory for a cache; set DEBLUR_CACHE to a folder") from None
-    return Path(base) / "deblur-deploy"
-
-
 def load(model: Path) -> Tuned | None:
     """The choice that was kept for ``model`` (a bundle folder or a file) here; None if there is none that holds."""
     try:
@@ -99,12 +83,6 @@ def save(model: Path, tuned: Tuned, folder: Path | None = None) -> Path:
 
 
 def _key(model: Path) -> dict[str, Any]:
-    versions = {"python": platform.python_version(), "deblur_deploy": __version__}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         # A manifest names the hash of every file.
         "model": sha256(model / MANIFEST if model.is_dir() else model),
@@ -114,7 +92,7 @@ def _key(model: Path) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "gpus": gpu_models(),
         },
-        "versions": versions,
+        "versions": {"python": platform.python_version(), "deblur_deploy": __version__, **versions(*_PACKAGES)},
     }
 
 

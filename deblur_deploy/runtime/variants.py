@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from deblur_deploy.bundles.manifest import Bundle, Variant
 from deblur_deploy.contract import Precision
 from deblur_deploy.errors import ModelError
-from deblur_deploy.runtime.bundle import Bundle, Variant
 from deblur_deploy.runtime.providers import Provider
 
 Wish = Literal["auto", "fp32", "fp16", "bf16", "int8"]
@@ -40,17 +40,18 @@ def choose_variant(bundle: Bundle, provider: Provider, precision: str) -> Varian
     # OpenVINO makes bf16 out of the fp32 file.
     wanted = "fp32" if precision == "bf16" else precision
     if wanted == "auto":
-        variants = [v for v in within_budget(bundle, provider) if provider.name not in v.slower_than_fp32_on]
+        names = {*provider.recorded_as}
+        variants = [v for v in within_budget(bundle, provider) if names.isdisjoint(v.slower_than_fp32_on)]
     else:
         variants = [variant for variant in _usable(bundle, provider) if variant.precision == wanted]
     if not variants:
         raise ModelError(f"bundle {bundle.path} has no {wanted} variant; it has {_names(bundle.variants.values())}")
+    measured = [name for name in provider.recorded_as if all(name in other.latency_ms for other in variants)]
     order = _USUALLY_FASTEST.get(provider.name, _ON_GPUS)
 
     def cost(variant: Variant) -> tuple[float, int, bool]:
         rank = order.index(variant.precision) if variant.precision in order else len(order)
-        measured = all(provider.name in other.latency_ms for other in variants)
-        return variant.latency_ms[provider.name] if measured else 0.0, rank, variant.layout != "rows"
+        return variant.latency_ms[measured[0]] if measured else 0.0, rank, variant.layout != "rows"
 
     return min(variants, key=cost)
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deblur_deploy.errors import MemoryLimitError
-from deblur_deploy.runtime.memory import available_bytes
 from deblur_deploy.runtime.pixels import from_graph, to_graph
 from deblur_deploy.runtime.restoring import each_tile
 from deblur_deploy.runtime.sessions import Sessions
 from deblur_deploy.runtime.tiling import Span, plan_tiles
+from deblur_deploy.system.memory import available_bytes
 
 Array = NDArray[Any]
 Tiles = Literal["exact", "approximate"]

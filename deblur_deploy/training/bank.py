@@ -28,8 +28,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from deblur_deploy.errors import OutputError
-from deblur_deploy.runtime.threads import usable_cores
-from deblur_deploy.runtime.tuned import cache_folder
+from deblur_deploy.system.folders import cache_folder
+from deblur_deploy.system.threads import usable_cores
 from deblur_deploy.training.batches import Batch, Batches, Stages
 from deblur_deploy.training.blur import BlurConfig
 
@@ -39,7 +39,7 @@ RENEWED = 0.1
 """Share of the bank that is made anew after each round through it."""
 _LARGER = 1.375
 """Side of a patch in the bank, over that of the crops."""
-_VERSION = 1
+_VERSION = 2
 
 
 def stored_px(side: int) -> int:

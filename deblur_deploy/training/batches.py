@@ -142,10 +142,14 @@ class Batches(Dataset[Batch]):
             cv2.setNumThreads(1)
             iterator = iter(loader)
             cv2.setNumThreads(threads)
-        for batch in iterator:
-            if isinstance(batch, DeblurError):
-                raise batch
-            yield batch
+        try:
+            for batch in iterator:
+                if isinstance(batch, DeblurError):
+                    raise batch
+                yield batch
+        finally:
+            # An error that is kept keeps this frame, and a loader that nobody ends keeps the program from ending.
+            del iterator
 
 
 @dataclass

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from deblur_deploy.errors import InputError, check_bounds
-from deblur_deploy.runtime.hardware import bf16_flags
+from deblur_deploy.system.hardware import bf16_flags
 
 Kind = Literal["muon", "adamw", "adam"]
 """Which optimizer; see ``training.optimizer``."""

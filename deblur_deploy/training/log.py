@@ -15,7 +15,7 @@ import psutil
 
 from deblur_deploy.errors import InputError, OutputError, one_line
 from deblur_deploy.files import writing_file
-from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.system.threads import usable_cores
 from deblur_deploy.training.validation import SetQuality
 
 COLUMNS = ("step", "loss", "learning_rate", "images_per_s", "waiting", "network", "others", "dead")

@@ -13,29 +13,28 @@ from deblur_deploy.errors import InputError, ModelError, one_line
 from deblur_deploy.files import existing
 from deblur_deploy.pipeline.convention import PlaneOrder
 from deblur_deploy.pipeline.graph import OPSET
-from deblur_deploy.pipeline.nodes import drop_notes, set_nodes
+from deblur_deploy.pipeline.nodes import drop_notes, graphs_of, set_nodes
 
 _FLOATS = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 _QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
-def read_onnx(path: Path) -> tuple[ModelProto, list[str]]:
-    """The graph of ``path`` in float32, without functions, sizes left free; and what was done to it, for people.
-
-    Raises MissingFileError or ModelError that says what is wrong with the file.
-    """
+def read_onnx(path: Path) -> ModelProto:
+    """The model in ``path``, with what it keeps in other files; raises MissingFileError or ModelError."""
     existing(path, kind="file")
     try:
-        model = onnx.load(path)
+        return onnx.load(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path} keeps weights in another file that is not there: {one_line(error)}") from None
     except Exception as error:  # protobuf and onnx have many kinds for a file that is none, or is cut short
         raise ModelError(f"{path} is not a whole ONNX file: {one_line(error)}") from None
-    return plain(model, str(path))
 
 
 def plain(model: ModelProto, name: str) -> tuple[ModelProto, list[str]]:
-    """``model``, which messages call ``name``, as :func:`read_onnx` gives it."""
+    """``model``, which messages call ``name``, in float32, without functions, sizes left free; and what was done to it.
+
+    Raises ModelError that says what is wrong with it.
+    """
     if not model.graph.node:
         raise ModelError(f"{name} holds no network; give an ONNX file")
     if any(entry.key == KEY for entry in model.metadata_props):
@@ -71,20 +70,19 @@ def plain(model: ModelProto, name: str) -> tuple[ModelProto, list[str]]:
 
 def _refuse(model: ModelProto, name: str) -> None:
     """Raise ModelError for what no stage behind the doors can work on."""
-    foreign = sorted(
-        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
-    )
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
+    foreign = sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")})
     if foreign:
         raise ModelError(f"{name} has operations that are not ONNX's own: {', '.join(foreign)}; export it without them")
-    if quantized := sorted({node.op_type for node in model.graph.node} & {*_QUANTIZED}):
+    if quantized := sorted({node.op_type for node in nodes} & {*_QUANTIZED}):
         raise ModelError(f"{name} is quantized already ({', '.join(quantized)}); give the float file")
-    for node in model.graph.node:
+    for node in nodes:
         if not onnx.defs.has(node.op_type):
             raise ModelError(f"{name} has an operation that ONNX does not know: {node.op_type}")
 
 
 def _refuse_nan(model: ModelProto, name: str) -> None:
-    for value in model.graph.initializer:
+    for value in (one for graph in graphs_of(model.graph) for one in graph.initializer):
         if value.data_type == TensorProto.FLOAT and np.isnan(numpy_helper.to_array(value)).any():
             raise ModelError(f"{name} holds weights that are NaN ({value.name}); it cannot restore anything")
 
@@ -92,19 +90,19 @@ def _refuse_nan(model: ModelProto, name: str) -> None:
 def _in_single(model: ModelProto) -> str:
     """Turn every other float type into float32, in place; the type that the weights had, if it was another."""
     found = set()
-    for value in model.graph.initializer:
-        if value.data_type in _FLOATS:
-            found.add(TensorProto.DataType.Name(value.data_type).lower())
-            value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float32), value.name))
-    for node in model.graph.node:
-        for attribute in node.attribute:
+    for graph in graphs_of(model.graph):
+        for value in graph.initializer:
+            if value.data_type in _FLOATS:
+                found.add(TensorProto.DataType.Name(value.data_type).lower())
+                value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float32), value.name))
+        for attribute in (one for node in graph.node for one in node.attribute):
             if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in _FLOATS:
                 attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
             elif attribute.name in ("to", "dtype") and attribute.i in _FLOATS:
                 attribute.i = TensorProto.FLOAT
-    for end in (*model.graph.input, *model.graph.output):
-        if end.type.tensor_type.elem_type in _FLOATS:
-            end.type.tensor_type.elem_type = TensorProto.FLOAT
+        for end in (*graph.input, *graph.output):
+            if end.type.tensor_type.elem_type in _FLOATS:
+                end.type.tensor_type.elem_type = TensorProto.FLOAT
     return " and ".join(sorted(found))
 
 

@@ -119,42 +119,34 @@ def _is_ours(path: Path) -> bool:
 
 
 def _onnx(path: Path, wish: NetworkConfig, pairs: Photos[Pair]) -> Source:
-    def prepare() -> Prepared:
-        import onnx
+    name = str(path)
 
-        from deblur_deploy.pipeline.doors.onnx_file import image_input, read_onnx
+    def prepare() -> Prepared:
+        from deblur_deploy.pipeline.doors.onnx_file import image_input, plain, read_onnx
         from deblur_deploy.pipeline.doors.own import own_body
         from deblur_deploy.pipeline.doors.recognise import recognise
         from deblur_deploy.pipeline.nodes import OnnxRunner
 
-        try:
-            mine = own_body(onnx.load(path, load_external_data=False), path)
-        except ModelError:
-            raise
-        except Exception:  # read_onnx says what is wrong with it
-            mine = None
-        if mine:
+        model = read_onnx(path)
+        if mine := own_body(model, path):
             body, network, how = mine
             return Prepared(body=body, network=network, convention=how, notes=(f"{path.name} is a file of ours",))
-        name, (model, notes) = str(path), read_onnx(path)
+        model, notes = plain(model, name)
         layouts, takes_bytes = image_input(model, name)
         run = OnnxRunner(model, name)
         found, said = recognise(run, name, wish, pairs.images, layouts=layouts, takes_bytes=takes_bytes)
         return prepared(model, found, (*notes, *said), name)
 
     def runner() -> Runner:
-        import onnx
-
-        from deblur_deploy.pipeline.doors.onnx_file import image_input, read_onnx
+        from deblur_deploy.pipeline.doors.onnx_file import image_input, plain, read_onnx
         from deblur_deploy.pipeline.doors.own import own_body
         from deblur_deploy.pipeline.nodes import OnnxRunner
 
-        whole = onnx.load(path)
-        if own_body(whole, path):
-            return OnnxRunner(whole, str(path))
-        model, _ = read_onnx(path)
-        image_input(model, str(path))
-        return OnnxRunner(model, str(path))
+        model = read_onnx(path)
+        if own_body(model, path) is None:
+            model, _ = plain(model, name)
+            image_input(model, name)
+        return OnnxRunner(model, name)
 
     return Source(name=path.stem, parent=_hash(path), path=path, prepare=prepare, runner=runner)
 

@@ -25,7 +25,7 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.files import writing_file
 from deblur_deploy.pipeline.photos import builtin_photographs
 from deblur_deploy.pipeline.pruning.config import RecoverConfig
-from deblur_deploy.runtime.threads import usable_cores
+from deblur_deploy.system.threads import usable_cores
 from deblur_deploy.training.bank import Bank, bank_folder
 from deblur_deploy.training.batches import Batches
 from deblur_deploy.training.blur import BlurConfig

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from deblur_deploy.errors import MissingFileError, ModelError
-from deblur_deploy.evaluation.machine import package_versions, this_machine, versions
+from deblur_deploy.evaluation.machine import package_versions, this_machine
 from deblur_deploy.evaluation.pairs import find_pairs
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.files import sha256
@@ -23,6 +23,7 @@ from deblur_deploy.pipeline.doors.source import Source
 from deblur_deploy.pipeline.inputs import DECODERS, Photos
 from deblur_deploy.pipeline.pruning.config import WEAK, PruneConfig, RecoverConfig
 from deblur_deploy.pipeline.stages import Done, Record, Stages, digest, to_record
+from deblur_deploy.wheels import versions
 
 _PRUNE, _RECOVER, _FIT = (f"deblur_deploy.pipeline.pruning.{name}" for name in ("prune", "recover", "fit"))
 _VALIDATION, _PHOTOS = "deblur_deploy.training.validation", "deblur_deploy.pipeline.photos"

@@ -6,27 +6,17 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from deblur_deploy.bundles.manifest import MANIFEST
 from deblur_deploy.errors import MissingFileError
 from deblur_deploy.files import kind_of
-from deblur_deploy.runtime.bundle import MANIFEST
 from deblur_deploy.shipped import MODELS
-
-
-def own_folder() -> Path | None:
-    """The user's folder of bundles: ``DEBLUR_BUNDLES``, else in their data directory; None if they have no home."""
-    if own := os.environ.get("DEBLUR_BUNDLES"):
-        return Path(own)
-    try:
-        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    except RuntimeError:
-        return None
-    return Path(base) / "deblur-deploy" / "bundles"
+from deblur_deploy.system.folders import data_folder
 
 
 def bundles() -> dict[str, Path]:
     """Folders by name; the user's own come before those that ship."""
     found: dict[str, Path] = {}
-    for folder in filter(None, (MODELS, own_folder())):
+    for folder in filter(None, (MODELS, data_folder())):
         with suppress(OSError):
             found |= {path.name: path for path in folder.iterdir() if _is_bundle(path)}
     return dict(sorted(found.items()))

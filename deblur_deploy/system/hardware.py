@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from deblur_deploy.runtime.cgroups import read
+from deblur_deploy.system.cgroups import read
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -28,8 +28,14 @@ def gpu_models() -> list[str]:
     return models
 
 
+def instructions() -> set[str] | None:
+    """Extensions of the processor as Linux calls them; None where the system does not tell."""
+    flags = _cpuinfo().get("flags")
+    return None if flags is None else set(flags.split())
+
+
 def bf16_flags() -> bool:
     """Whether the processor computes in bf16 natively, or does not tell."""
     # OpenVINO lists BF16 for processors that only emulate it, and uses it by itself only where it is native.
-    flags = _cpuinfo().get("flags")
-    return flags is None or bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
+    flags = instructions()
+    return flags is None or bool({"amx_bf16", "avx512_bf16"} & flags)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from deblur_deploy.bundles.manifest import Bundle
+from deblur_deploy.bundles.names import located
 from deblur_deploy.errors import MissingFileError, ModelError
 from deblur_deploy.files import existing, kind_of
-from deblur_deploy.runtime.bundle import Bundle
-from deblur_deploy.runtime.names import located
 from deblur_deploy.shipped import DEFAULT_BUNDLE
 
 
@@ -27,7 +27,7 @@ def found(model: str | Path | None) -> Bundle | Path:
         return Bundle.read(path)
     if not kind:
         # Here, since a path needs none of it.
-        from deblur_deploy.runtime.hub import fetched, url
+        from deblur_deploy.bundles.hub import fetched, url
 
         if place := url(model):
             return Bundle.read(fetched(place))

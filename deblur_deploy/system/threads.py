@@ -6,7 +6,7 @@ import os
 from math import ceil
 from pathlib import Path
 
-from deblur_deploy.runtime.cgroups import SYSTEM, levels, read
+from deblur_deploy.system.cgroups import SYSTEM, levels, read
 
 
 def usable_cores() -> int:

@@ -17,10 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from deblur_deploy.bundles.manifest import MANIFEST, Bundle
 from deblur_deploy.errors import InputError, MissingExtraError, ModelError, OutputError
 from deblur_deploy.files import sha256, writing_file, writing_folder
-from deblur_deploy.runtime.bundle import MANIFEST, Bundle
-from deblur_deploy.runtime.tuned import cache_folder
+from deblur_deploy.system.folders import cache_folder
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.IGNORECASE | re.DOTALL)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from deblur_deploy.runtime.cgroups import SYSTEM, levels, read
+from deblur_deploy.system.cgroups import SYSTEM, levels, read
 
 DEFAULT_MB = 400
 """Enough that tiles of a light model waste little on their margins."""
