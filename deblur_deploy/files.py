@@ -45,7 +45,9 @@ def writing_file(target: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {target}: {error.strerror}; choose another place") from None
     try:
         yield temporary
-        os.chmod(temporary, mode)
+        _keep(temporary)
+        with suppress(PermissionError):  # a mount whose files all belong to somebody else
+            os.chmod(temporary, mode)
         os.replace(temporary, target)
     except DeblurError:
         raise
@@ -56,17 +58,34 @@ def writing_file(target: Path) -> Iterator[Path]:
         _let_go(held)
 
 
-def remove_leftovers(targets: Iterable[Path]) -> None:
-    """Delete what killed processes were writing for ``targets``, by the names that :func:`writing_file` gives."""
+def _keep(path: Path) -> None:
+    """See that the content is on the disk before its name is: after a power cut a file is whole, or not there."""
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def leftovers(targets: Iterable[Path]) -> Iterator[Path]:
+    """What other processes are writing for ``targets``, or were, by the names that :func:`writing_file` gives."""
     wanted = {(target.parent, _prefix(target.stem, target.suffix), target.suffix) for target in targets}
     for folder in {folder for folder, _, _ in wanted}:
         with suppress(OSError):
             for path in folder.iterdir():
-                named = re.fullmatch(r"(\..*-)[a-z0-9_]{8}(\.[^.]*)?", path.name, re.DOTALL)
+                named = re.fullmatch(rf"(\..*{_MARK})[a-z0-9_]{{8}}(\.[^.]*)?", path.name, re.DOTALL)
                 if named and (folder, named[1], named[2] or "") in wanted:
-                    _if_abandoned(path, Path.unlink)
+                    yield path
 
 
+def remove_leftovers(targets: Iterable[Path]) -> None:
+    """Delete what killed processes were writing for ``targets``."""
+    for path in leftovers(targets):
+        _if_abandoned(path, Path.unlink)
+
+
+_MARK = "-deblur-"
+"""In every temporary name, so that no hidden file of the user's is taken for one."""
 _SHORT = 128
 """Bytes that a temporary name may have in any case; file systems take 143 or 255."""
 
@@ -74,8 +93,8 @@ _SHORT = 128
 def _prefix(stem: str, suffix: str = "") -> str:
     """What a temporary name begins with: ``stem``, cut where it would be longer than the long name that it is for."""
     name, given = os.fsencode(stem + suffix), os.fsencode(stem)
-    room = max(len(name), _SHORT) - (len(name) - len(given)) - len(".-12345678")
-    return f".{stem if len(given) <= room else given[:room].decode(errors='ignore')}-"
+    room = max(len(name), _SHORT) - (len(name) - len(given)) - len(f".{_MARK}12345678")
+    return f".{stem if len(given) <= room else given[:room].decode(errors='ignore')}{_MARK}"
 
 
 def refuse_unwritable(target: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -70,6 +73,20 @@ def test_a_worker_is_another_process_with_its_own_memory_and_variables():
         assert np.array_equal(modest.restore(image), image)
     with Worker("tests.fakes:identity", {}, environment={"FAKE": "yes"}) as worker:
         assert worker.facts == {"variable": "yes"}
+
+
+def test_a_worker_imports_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "statistics.py").write_text("raise RuntimeError('somebody else, with the same name')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *(place for place in sys.path if place)])
+    with Worker("tests.fakes:identity", {}) as worker:
+        assert worker.facts
+
+
+def test_a_process_that_does_not_start_is_an_error_of_ours(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(ProviderError, match="its process does not start: No such file or directory"):
+        Worker("tests.fakes:identity", {})
 
 
 def test_a_worker_times_what_it_does():
@@ -196,6 +213,19 @@ def test_absent_providers_are_only_notes_unless_they_are_asked_for(bundle, folde
     entries = bench._entries(Arguments(models=(bundle,)), notes)
     assert {entry.provider for entry in entries} == {"cpu"}
     assert notes == ["openvino skipped: openvino is not installed", "cuda skipped: cuda is not installed"]
+
+
+def test_a_provider_that_does_not_exist_is_a_mistake(bundle):
+    from deblur_deploy.cli import bench
+
+    with pytest.raises(InputError, match="no provider is called 'cpux'"):
+        bench._entries(Arguments(models=(bundle,), providers=("cpux",)), [])
+
+
+def test_the_working_folder_is_a_model_with_a_name(bundle, monkeypatch):
+    monkeypatch.chdir(bundle)
+    assert {entry.model for entry in entries_of(Path(), ["cpu"])} == {bundle.name}
+    assert {entry.model for entry in entries_of(Path("fp32.onnx"), ["cpu"])} == {bundle.name}
 
 
 def test_a_single_file_is_a_model_too(bundle):
@@ -384,6 +414,14 @@ def test_records_come_back_as_they_were_but_for_the_seventh_digit(tmp_path):
         written, rows=[msgspec.structs.replace(written.rows[0], median_ms=0.333333, steady_ms=0.333333)]
     )
     assert len(to_csv(read.rows).splitlines()) == 2
+
+
+def test_names_that_are_no_text_are_written_all_the_same(tmp_path):
+    odd = os.fsdecode(b"caf\xe9.png")
+    written = record(rows=[row(worst_image=odd)])
+    write_json(tmp_path / "a.json", written)
+    assert read_record(tmp_path / "a.json").rows[0].worst_image == "caf\\udce9.png"
+    assert "caf\\udce9.png" in to_csv(written.rows).encode().decode()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "surprise": 2}', "\xff"])

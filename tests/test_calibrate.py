@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from deblur_deploy.errors import InputError
 from deblur_deploy.media.images import write_image
+from deblur_deploy.pipeline.graph import BLOCKS
+from deblur_deploy.pipeline.int8 import calibrate
 from deblur_deploy.pipeline.int8.calibrate import (
     clipped_shares,
     cut_smaller,
@@ -110,3 +112,19 @@ def test_the_audit_names_what_is_missing_and_what_was_seen_before():
     assert audit.missing == ["bright", "blurred"]
     assert audit.shared_with_pairs == ["b"]
     assert (audit.tiles, audit.tile_px, audit.photos) == (4, 64, {"a": 2, "b": 2})
+
+
+def test_values_too_large_to_be_held_together_come_one_after_the_other(monkeypatch):
+    net, tiles = body("stem4", "planes"), [photo(seed, 64, 64) for seed in range(2)]
+    names = {node.output[0] for node in net.graph.node if node.op_type == "Conv"}
+    (*together,) = run_body(net, tiles, 4, names)
+    assert len(together) == 2
+    monkeypatch.setattr(calibrate, "_MOST_BYTES", 60000)
+    (*parts,) = run_body(net, tiles, 4, names)
+    assert len(parts) > 2
+    assert max(sum(value.nbytes for name, value in part.items() if name in names) for part in parts) <= 60000
+    for name in (*names, BLOCKS):
+        mine = [part[name] for part in parts if name in part]
+        assert len(mine) == 2
+        for one, other in zip(mine, together, strict=True):
+            np.testing.assert_array_equal(one, other[name])

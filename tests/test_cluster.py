@@ -188,6 +188,9 @@ def test_the_address_may_be_left_out(given: list[str], ray: tuple[str, ...] | No
         (["file://{photos}", "--out", "file://{photos}", "--ray"], "overwritten by its own result"),
         (["{photos}/a.jpg", "file://{photos}/a.jpg", "--ray"], "would both be written to"),
         (["file://{photos}/none", "--ray"], "no such file or folder: file://"),
+        (["file://{photos}", "--glob", "", "--ray"], "glob is ''"),
+        (["file://{photos}", "--seconds", "3", "--ray"], "--seconds is for a live source"),
+        (["file://{photos}", "--threads", "-1", "--ray"], "threads is -1; allowed: 1 to"),
         (["file://{photos}", "--glob", "x*", "--ray"], "no images match 'x*'"),
         (["{photos}", "--model", "{photos}/none", "--ray"], "no such model"),
         pytest.param(["{photos}", "--ray", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1 (", marks=needs_ray),
@@ -235,6 +238,17 @@ def test_a_store_is_asked_once_for_what_is_finished(monkeypatch, tmp_path: Path,
     store.rm("/finished/a.jpg")
     config = RunConfig(inputs=(str(photos),), out=Path("memory://finished"), ray=())
     assert cluster._there(config, []) == {"memory://finished/deep.png"}
+
+
+def test_results_inside_of_a_store_are_not_restored_again() -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for name in ("a.jpg", ".thumb.jpg", "sub/b.jpg", ".trash/c.jpg", "restored/a.jpg"):
+        store.pipe_file(f"/again/{name}", b"")
+    out = "memory://again/restored"
+    tasks, _ = cluster.planned(RunConfig(inputs=("memory://again",), out=Path(out), recursive=True, ray=()))
+    assert [task.target for task in tasks] == [f"{out}/a.jpg", f"{out}/sub/b.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -215,10 +215,35 @@ def test_what_a_killed_process_left_goes_and_what_one_is_writing_stays(tmp_path)
 
 
 def test_leftovers_of_files_go(tmp_path):
-    for name in (".a-abc_1234.png", ".a-ABCDEFGH.png", ".a-abcd1234", ".b-abc_1234.png", "a-abcd1234.png"):
+    others = [
+        ".a-20240101.png",
+        ".a-deblur-ABCDEFGH.png",
+        ".a-deblur-abcd1234",
+        ".b-deblur-abc_1234.png",
+        "a-deblur-a.png",
+    ]
+    for name in (".a-deblur-abc_1234.png", *others):
         (tmp_path / name).touch()
     remove_leftovers([tmp_path / "a.png", tmp_path / "none" / "a.png"])
-    assert names(tmp_path) == [".a-ABCDEFGH.png", ".a-abcd1234", ".b-abc_1234.png", "a-abcd1234.png"]
+    assert names(tmp_path) == others
+
+
+def test_hidden_folders_of_the_users_stay(tmp_path):
+    for name in (".hd-original", ".hd-20240101"):
+        (tmp_path / name).mkdir()
+    with writing_folder(tmp_path / "hd") as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == [".hd-20240101", ".hd-original", "hd"]
+
+
+def test_a_mount_that_gives_every_file_one_owner_can_be_written(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    with writing_file(tmp_path / "a") as file:
+        file.write_text("content")
+    assert (tmp_path / "a").read_text() == "content"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
@@ -248,7 +273,7 @@ def test_links_are_followed(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
 def test_a_folder_that_stood_aside_when_its_process_was_killed_comes_back(tmp_path):
-    before = tmp_path / ".bundle-abcd1234" / ".before"
+    before = tmp_path / ".bundle-deblur-abcd1234" / ".before"
     before.mkdir(parents=True)
     (before / "old").touch()
     with pytest.raises(OutputError, match="is not empty"), writing_folder(tmp_path / "bundle") as folder:

@@ -56,6 +56,11 @@ def test_it_is_what_the_runtime_computes(text: str) -> None:
 def test_what_has_no_place_here_says_so() -> None:
     with pytest.raises(NotImplementedError, match="Shape"):
         computed(onnx.helper.make_node("Shape", ["x"], ["y"]), [torch.zeros(1)])
+    for kind in ("MaxPool", "AveragePool"):
+        for odd in ({"dilations": [2, 2]}, {"auto_pad": "SAME_UPPER"}):
+            pool = onnx.helper.make_node(kind, ["x"], ["y"], kernel_shape=[2, 2], **odd)
+            with pytest.raises(NotImplementedError, match="pool of another shape"):
+                computed(pool, [torch.zeros(1, 2, 8, 8)])
     line = onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1])
     with pytest.raises(NotImplementedError, match="Conv"):
         computed(line, [torch.zeros(1, 2, 8), torch.zeros(2, 2, 3)])

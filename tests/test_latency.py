@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -46,6 +48,13 @@ def test_every_round_times_everyone_once_in_changing_order():
     assert all(sorted(turn) == list("abcd") for turn in rounds)
     assert len(set(rounds)) > 1
     assert {timing.calls for timing in timings.values()} == {8} == {len(rounds)}
+
+
+def test_who_has_failed_does_not_keep_the_others_from_ending():
+    laps = {"good": Lap(5.0), "failed": Lap(math.nan)}
+    calls = {name: partial(str, name) for name in laps}
+    timings = take_turns(calls, rounds=50, warm_up=0, stable=0.02, clock=lambda call: laps[call()])
+    assert timings["good"].calls == 3
 
 
 @pytest.mark.parametrize(

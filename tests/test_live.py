@@ -25,6 +25,7 @@ from tests.conftest import noise
 from tests.test_video import facts, make
 
 live = pytest.importorskip("deblur_deploy.media.live")
+av = pytest.importorskip("av")
 
 
 class Camera(BaseHTTPRequestHandler):
@@ -47,16 +48,37 @@ class Camera(BaseHTTPRequestHandler):
         pass
 
 
+class Numbered(Camera):
+    """Frames whose brightness counts them; ``server.sent`` has when each was sent."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        sent = self.server.sent = []  # type: ignore[attr-defined]
+        try:
+            while not getattr(self.server, "ending", False) and len(sent) < 120:
+                jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 2 * len(sent), np.uint8))[1].tobytes()
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                sent.append(time.monotonic())
+                self.wfile.write(head.encode() + jpeg + b"\r\n")
+                time.sleep(0.02)
+        except OSError:
+            return
+
+
 class Files(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
 
 @contextmanager
-def served(handler: object) -> Iterator[str]:
+def served(handler: object, servers: list[ThreadingHTTPServer] | None = None) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:  # type: ignore[arg-type]
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
+        if servers is not None:
+            servers.append(server)
         try:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
@@ -109,6 +131,24 @@ def test_an_endless_stream_ends_when_told_and_keeps_real_time(tmp_path: Path) ->
     assert times[-1] <= elapsed
 
 
+def test_what_is_too_slow_loses_frames_and_not_time(tmp_path: Path) -> None:
+    shown: list[int] = []
+
+    def slow(image: np.ndarray) -> np.ndarray:
+        time.sleep(0.15)
+        shown.append(round(float(image.mean()) / 2))
+        return image
+
+    servers: list[ThreadingHTTPServer] = []
+    with served(Numbered, servers) as address:
+        live.record(f"{address}/live.mjpeg", tmp_path / "a.mkv", slow, stopped=lambda: len(shown) >= 8)
+        sent = servers[0].sent  # type: ignore[attr-defined]
+    times = facts(tmp_path / "a.mkv")["times"]
+    assert shown[len(times) - 1] - shown[0] > 2 * len(times), "most were left out"
+    of_camera = [sent[min(number, len(sent) - 1)] - sent[shown[0]] for number in shown[: len(times)]]
+    assert max(abs(a - b) for a, b in zip(times, of_camera, strict=True)) < 0.3
+
+
 def deblur_run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["deblur-run", *map(str, arguments)])
     return run.main()
@@ -123,7 +163,8 @@ def test_ctrl_c_finishes_the_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     written = live.overlapped
-    (tmp_path / ".a-abcd1234.mkv").touch()  # of one that was killed
+    killed = tmp_path / ".a-deblur-abcd1234.mkv"
+    killed.touch()
 
     def interrupting(*arguments: object) -> Iterator[object]:
         for place, item in enumerate(written(*arguments)):
@@ -137,11 +178,13 @@ def test_ctrl_c_finishes_the_file(
         arguments = f"{address}/live.mjpeg", "--out", tmp_path / "a.mkv", "--model", bundle, "--provider", "cpu"
         assert deblur_run(monkeypatch, *arguments) == common.OK
         assert len(facts(tmp_path / "a.mkv")["times"]) >= 6
-        assert "frames restored to" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "frames restored to" in said
+        assert f"{killed.name} is what another recording" in said.replace("\n", "")
         assert deblur_run(monkeypatch, *arguments) == common.USER_ERROR
         assert "--overwrite" in capsys.readouterr().err
     assert signal.getsignal(number) is handler
-    assert [path.name for path in tmp_path.iterdir()] == ["a.mkv"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mkv", killed.name}
 
 
 @pytest.mark.parametrize(
@@ -154,6 +197,7 @@ def test_ctrl_c_finishes_the_file(
         (["strange://x", "--out", "{out}.mkv"], "strange://x cannot be opened"),
         (["camera:0", "--out", "{out}"], "such as live.mkv"),
         (["camera:0", "a.jpg", "--out", "{out}.mkv"], "alone"),
+        (["camera:0", "rtsp://me:secret@x", "--out", "{out}.mkv"], "leave rtsp://x to another"),
         (["camera:0", "--out", "{out}.mkv", "--seconds", "0"], "seconds is 0"),
         (["a.jpg", "--seconds", "3"], "for a live source"),
     ],
@@ -207,6 +251,28 @@ def test_what_was_recorded_before_a_failure_is_kept(tmp_path: Path) -> None:
     source, target = make(tmp_path / "a.avi", "mpeg4", "yuv420p").as_uri(), tmp_path / "b.mkv"
     with pytest.raises(InputError, match=r"changed its mind; the 9 frames before that are in .*b\.mkv"):
         live.record(source, target, fails_late)
+    assert len(facts(target)["times"]) == 9
+
+
+@pytest.mark.parametrize(
+    "error", [av.error.OSError(28, "No space left on device"), MemoryError("too much"), cv2.error()]
+)
+def test_what_was_recorded_before_the_disk_was_full_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    real, calls = live.VideoReformatter, []
+
+    class Failing:
+        def reformat(self, *arguments: object, **options: object) -> object:
+            calls.append(1)
+            if len(calls) > 9:
+                raise error
+            return real().reformat(*arguments, **options)
+
+    monkeypatch.setattr(live, "VideoReformatter", Failing)
+    source, target = make(tmp_path / "a.avi", "mpeg4", "yuv420p").as_uri(), tmp_path / "b.mkv"
+    with pytest.raises(OutputError, match=r"the 9 frames before that are in .*b\.mkv"):
+        live.record(source, target, identity)
     assert len(facts(target)["times"]) == 9
 
 

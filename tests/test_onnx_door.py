@@ -23,6 +23,7 @@ from deblur_deploy.pipeline.doors.source import Source, open_door
 from deblur_deploy.pipeline.export import Exporter, export_variants
 from deblur_deploy.pipeline.network import Prepared
 from deblur_deploy.pipeline.nodes import OnnxRunner
+from deblur_deploy.training.checkpoint import save_checkpoint
 from tests import small, strangers
 from tests.photos import photo
 from tests.strangers import residual, saved
@@ -291,6 +292,32 @@ def test_a_file_of_ours_in_int8_is_refused(tmp_path: Path) -> None:
     onnx.save(model, path)
     with pytest.raises(DeblurError, match=r"is int8, which would be rounded twice; give the fp32\.onnx beside it"):
         prepared(path)
+
+
+@pytest.mark.parametrize("wish", [{"divisor": 8}, {"output": "y"}, {"input": InputConfig(range="255")}])
+def test_what_is_known_of_a_network_of_ours_is_not_asked_for(wish: dict[str, object], tmp_path: Path) -> None:
+    save_checkpoint(small.unet(), tmp_path / "net.safetensors")
+    for path in (tmp_path / "net.safetensors", small.exporter(tmp_path).fp32().path):
+        with pytest.raises(DeblurError, match="is a network of ours; leave out --divisor, --output and --input"):
+            prepared(path, **wish)
+
+
+def test_bytes_have_one_range(tmp_path: Path) -> None:
+    path = saved(strangers.converted("nhwc", "255", "rgb", "uint8"), tmp_path / "net.onnx")
+    with pytest.raises(DeblurError, match=r"takes uint8, whose range is 255; leave out --input\.range 1"):
+        prepared(path, input=InputConfig(range="1"))
+
+
+def test_what_moves_pixels_by_what_it_sees_is_not_cut(tmp_path: Path) -> None:
+    nodes = """
+        size = Shape(x)
+        same = AffineGrid<align_corners = 1>(still, size)
+        y = GridSample<align_corners = 1, mode = "linear">(x, same)"""
+    still = np.array([[[1, 0, 0], [0, 1, 0]]], np.float32)
+    net = strangers.graph(nodes, "float[1,3,h,w] x => (float[1,3,h,w] y)", {"still": still}, opset=20)
+    _, ready = prepared(saved(net, tmp_path / "net.onnx"))
+    assert ready.network.sees_everything
+    assert "GridSample may move a pixel any way" in ready.notes
 
 
 def test_a_convention_travels_as_a_record() -> None:

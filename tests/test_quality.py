@@ -62,6 +62,13 @@ def test_names_may_differ_in_their_suffix(tmp_path: Path) -> None:
     assert find_pairs(tmp_path) == [(tmp_path / "blur" / "a.jpg", tmp_path / "sharp" / "a.png")]
 
 
+def test_two_images_of_one_name_are_named(tmp_path: Path) -> None:
+    for name in ("blur/a.jpg", "blur/a.png", "sharp/a.png"):
+        write_image(tmp_path / name, photo(0))
+    with pytest.raises(InputError, match=r"a\.png and a\.jpg share a name"):
+        find_pairs(tmp_path)
+
+
 @pytest.mark.parametrize("header", ["", "blur,sharp\n", "Sharp,Blur\n"])
 def test_a_csv_lists_pairs_beside_itself(header: str, tmp_path: Path) -> None:
     write_pairs(tmp_path / "x", 2)

@@ -13,6 +13,7 @@ from deblur_deploy.pipeline.int8.calibrate import find_ranges
 from deblur_deploy.pipeline.int8.probe import int8_ops
 from deblur_deploy.pipeline.int8.quantize import layer_name, layers, quantize_body, quantize_with_nncf
 from deblur_deploy.training.validation import TorchRestorer
+from tests import strangers
 from tests.photos import photo
 from tests.small import CONFIGS, body, network, unet
 from tests.test_graph import LAYOUTS, session
@@ -122,3 +123,16 @@ def test_the_probe_asks_the_runtime_and_not_a_list():
 )  # fmt: skip
 def test_a_layer_is_called_as_its_weights_are(weight, layer):
     assert layer_name(weight) == layer
+
+
+def test_an_operation_of_several_results_is_tried_with_all_of_them() -> None:
+    nodes = """
+        a, b = Split<axis = 1>(blocks, parts)
+        c = Relu(a)
+        d = Concat<axis = 1>(c, b)
+        correction = Relu(d)"""
+    ends = "float[n, 4, h, w] blocks => (float[n, 4, h, w] correction)"
+    stranger = strangers.graph(nodes, ends, {"parts": np.array([2, 2])})
+    found = int8_ops(stranger)
+    assert found["Relu"]
+    assert isinstance(found["Split"], bool)

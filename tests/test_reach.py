@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -76,3 +77,14 @@ def test_what_no_cut_leaves_alone_sees_everything(net: nn.Module) -> None:
 
 def test_windows_are_a_grid() -> None:
     assert of(strangers.seeded(strangers.Windows), 8).grid == 8
+
+
+def test_what_takes_no_small_images_is_not_tried_on_them() -> None:
+    pooled = Pooled("replicate")
+
+    def body(image: np.ndarray) -> np.ndarray:
+        assert min(image.shape[2:]) >= 8
+        with torch.no_grad():
+            return pooled(torch.from_numpy(image)).numpy()
+
+    assert reach(body, 1, 8).grid == 2

@@ -19,6 +19,7 @@ from deblur_deploy.pipeline.int8.quantize import layer_name, layers, quantize_bo
 from deblur_deploy.pipeline.int8.quantizer import Quantizer
 from deblur_deploy.pipeline.int8.rounding import Weights, _columns, input_moments, round_weights, rounded_weights
 from deblur_deploy.pipeline.nodes import with_constants
+from tests import strangers
 from tests.photos import photo
 from tests.small import CONFIGS, body, exporter
 from tests.test_graph import LAYOUTS
@@ -166,3 +167,19 @@ def test_layers_in_float_keep_their_weights(tmp_path: Path) -> None:
         for value in made.graph.initializer:
             if value.name in kept:
                 assert np.array_equal(numpy_helper.to_array(value), plain[value.name])
+
+
+@pytest.mark.parametrize(
+    ("node", "shape"),
+    [
+        ('Conv<kernel_shape = [3, 3], auto_pad = "SAME_UPPER">(x, w)', (4, 3, 3, 3)),
+        ("Conv<kernel_shape = [3], pads = [1, 1]>(x, w)", (4, 3, 3)),
+        ("Conv<kernel_shape = [3, 3, 3]>(x, w)", (4, 3, 3, 3, 3)),
+    ],
+)
+def test_layers_of_every_kind_stay_within_16_bits(node: str, shape: tuple[int, ...]) -> None:
+    large = np.ones(shape, np.float32)
+    model = strangers.graph(f"y = {node}", "float[1, 3, h, w] x => (float[1, 4, a, b] y)", {"w": large})
+    found = rounded_weights(model, {})["w"]
+    assert found.values.shape == shape
+    assert (np.abs(np.rint(found.values / found.step.reshape(-1, *[1] * (len(shape) - 1)))) <= 64).all()

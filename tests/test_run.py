@@ -337,10 +337,10 @@ def test_leftovers_of_a_killed_run_go(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    for name in (".a-abc_1234.jpg", ".c-abc_1234.jpg", ".a-ABCDEFGH.jpg"):
+    for name in (".a-deblur-abc_1234.jpg", ".c-deblur-abc_1234.jpg", ".a-deblur-ABCDEFGH.jpg"):
         (out / name).touch()
     assert deblur_run(monkeypatch, photos / "a.jpg", "--out", out, "--model", bundle) == common.OK
-    assert files(out) == [".a-ABCDEFGH.jpg", ".c-abc_1234.jpg", "a.jpg"]
+    assert files(out) == [".a-deblur-ABCDEFGH.jpg", ".c-deblur-abc_1234.jpg", "a.jpg"]
 
 
 @pytest.mark.parametrize("option", ["--max-megapixels", "--max-memory-mb"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +109,14 @@ def test_an_engine_that_fails_is_one_line_too(engine, error, status, says) -> No
 
     answer = TestClient(application(Failing())).post("/restore", content=encoded(noise(9, 9, 3)))
     assert (answer.status_code, answer.text) == (status, says)
+
+
+def test_a_server_without_room_for_files_says_so(engine, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    answer = TestClient(application(engine)).post("/restore", content=encoded(noise(9, 9, 3)))
+    assert (answer.status_code, answer.text) == (
+        500, "the server cannot keep the image while it works: No such file or directory",
+    )  # fmt: skip
 
 
 def test_one_more_than_the_queue_holds_is_told_to_come_back(engine) -> None:

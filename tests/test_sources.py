@@ -184,18 +184,36 @@ def test_a_patch_has_the_size_that_was_asked_for(
 def test_pairs_stay_aligned_through_crop_and_turn(tmp_path: Path) -> None:
     write_image(tmp_path / "blur" / "a.png", photo(0) // 2)
     write_image(tmp_path / "sharp" / "a.png", photo(0))
-    source = Pairs(find_pairs(tmp_path))
+    source = Pairs(find_pairs(tmp_path), varied=0)
     for seed in range(12):
         patch = source.draw(np.random.default_rng(seed), 40, 0)
         assert patch.blurred is not None
         assert np.array_equal(patch.blurred, patch.sharp // 2)
 
 
+def test_scale_and_colours_of_pairs_vary_in_both_images_alike(tmp_path: Path) -> None:
+    ramp = np.zeros((60, 60, 3), np.uint8)
+    ramp[..., 0] = 4 * np.arange(60)
+    for name in ("blur", "sharp"):
+        write_image(tmp_path / name / "a.png", ramp)
+    source, places, slopes = Pairs(find_pairs(tmp_path), varied=1), set[int](), []
+    for seed in range(30):
+        patch = source.draw(np.random.default_rng(seed), 20, 0)
+        assert np.array_equal(patch.blurred, patch.sharp)
+        (place,) = np.flatnonzero(patch.sharp.any((0, 1)))
+        places.add(int(place))
+        slopes.append(float(np.ptp(patch.sharp[..., place].astype(float))) / 19)
+    assert places == {0, 1, 2}
+    # Steeper by as much as it was made smaller, flatter by as much as the colour was dimmed.
+    assert 1.9 < min(slopes) < 3
+    assert 5 < max(slopes) < 8.1
+
+
 @pytest.mark.parametrize("gamma", [1.0, 2.2])
 def test_frames_average_light_around_their_middle(gamma: float, tmp_path: Path) -> None:
     paths = [write_frames(tmp_path, 15) / f"frame{i}.png" for i in range(15)]
     for seed in range(20):
-        patch = Frames(paths, blur=BlurConfig(gamma=gamma, flatter=0, undecoded=0)).draw(
+        patch = Frames(paths, blur=BlurConfig(gamma=gamma, flatter=0, undecoded=0), varied=0).draw(
             np.random.default_rng(seed), 8, 0
         )
         middle = int(patch.sharp[0, 0, 0]) // 10
@@ -208,6 +226,21 @@ def test_frames_average_light_around_their_middle(gamma: float, tmp_path: Path) 
             if half <= middle < 15 - half
         }
         assert int(patch.blurred[0, 0, 0]) in means.values()
+
+
+def test_one_bad_frame_leaves_the_windows_on_either_side(tmp_path: Path) -> None:
+    paths = [write_frames(tmp_path, 15) / f"frame{i}.png" for i in range(15)]
+    paths[7].write_text("no image")
+    source = Frames(paths, window=(5, 15))
+    names = {Path(source.draw(np.random.default_rng(seed), 8, 0).name).stem for seed in range(40)}
+    assert names == {f"frame{i}" for i in (2, 3, 4, 10, 11, 12)}
+
+
+def test_frames_of_two_sizes_are_named_before_training(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path, 5)
+    write_image(folder / "frame3.png", photo(0, 20, 30))
+    with pytest.raises(InputError, match=r"56x40 pixels but .*frame3\.png 30x20; one folder is one sequence"):
+        inspect([Frames(sorted(folder.iterdir()))], 16, 0)
 
 
 def test_unreadable_files_are_replaced_the_same_way_each_time(tmp_path: Path) -> None:

@@ -59,8 +59,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_photos(folder / "photos", 3)
     write_pairs(folder / "pairs", 3)
-    broken = list_images(write_pairs(folder / "broken", 1) / "blur")[0]
-    broken.write_text("no image")
+    list_images(write_pairs(folder / "broken", 2) / "blur")[0].write_text("no image")
+    cut = list_images(write_pairs(folder / "cut", 2) / "sharp")[1]
+    cut.write_bytes(cut.read_bytes()[:-300])
+    write_image(write_pairs(folder / "small", 2) / "blur" / "0.png", photo(0, 9, 9))
+    write_image(folder / "small" / "sharp" / "0.png", photo(0, 9, 9))
     torch.manual_seed(3)
     save_checkpoint(UNet(NET), folder / "init.safetensors")
     return folder
@@ -333,7 +336,13 @@ def test_preview_is_a_sheet_of_samples_and_nothing_else(data: Path, tmp_path: Pa
         (("--init", "nowhere.safetensors"), MissingFileError, "nowhere"),
         (("--init", "shipped", "--grow", "article"), InputError, "same stem"),
         (("--val", "nowhere"), MissingFileError, "nowhere"),
-        (("--val", "{data}/broken"), InputError, r"broken/blur/0.png of --val cannot be read as an image"),
+        (("--val", "{data}/broken"), InputError, r"--val: .*broken/blur/0\.png.*; mend or remove it"),
+        (("--val", "{data}/cut"), InputError, r"--val: .*cut/sharp/1\.png.*; mend or remove it"),
+        (
+            ("--val", "{data}/small"),
+            InputError,
+            r"--val: .*small/blur/0\.png has 9x9 pixels; SSIM needs 11x11 or more; mend",
+        ),
         (("--frames", "nowhere"), MissingFileError, "nowhere"),
         (("--loss", "l7"), InputError, "loss 'l7' is unknown"),
         (("--loss", "perceptual=1"), InputError, "--vgg-weights"),

@@ -31,10 +31,11 @@ def test_the_middle_of_both(size: tuple[int, int], wanted: tuple[int, int], got:
 @pytest.mark.parametrize(
     ("precision", "cuda", "native", "bf16"),
     [("auto", False, False, False), ("auto", False, True, True), ("auto", True, False, True),
+     ("auto", False, None, False),
      ("bf16", False, False, True), ("fp32", True, True, False)],
 )  # fmt: skip
 def test_auto_is_bf16_where_it_is_native(
-    precision: Precision, cuda: bool, native: bool, bf16: bool, monkeypatch: pytest.MonkeyPatch
+    precision: Precision, cuda: bool, native: bool | None, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "bf16_flags", lambda: native)
+    monkeypatch.setattr(module, "native_bf16", lambda: native)
     assert uses_bf16(precision, cuda=cuda) is bf16

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from deblur_deploy.errors import DeblurError, MissingExtraError, ModelError
 from deblur_deploy.pipeline import inputs
-from deblur_deploy.pipeline.config import NetworkConfig
+from deblur_deploy.pipeline.config import InputConfig, NetworkConfig
 from deblur_deploy.pipeline.doors.source import open_door
 from deblur_deploy.pipeline.doors.weights import import_spandrel, load_weights, unwrapped
 from tests.photos import photo
@@ -64,6 +64,9 @@ def test_an_architecture_is_recognised_and_restores_as_it_does(nafnet: Any, wrap
     ready = source.prepare()
     assert ready.network.sees_everything
     assert ready.network.residual
+    told = open_door(path, NetworkConfig(input=InputConfig(colour="bgr")), PAIRS, tmp_path)
+    assert told.convention is not None
+    assert np.array_equal(told.reference(told.convention)(image[..., ::-1])[..., ::-1], found)
     said = " ".join(ready.notes)
     assert "net.pth is NAFNet, by spandrel" in said
     assert ("were inside of 'params'" in said) == wrapped

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, zip_longest
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.table import Table
 from deblur_deploy.cli import tune
 from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import OK, SOME_FAILED, guarded
-from deblur_deploy.errors import DeblurError, InputError, MissingExtraError
+from deblur_deploy.errors import DeblurError, InputError, MissingExtraError, ProviderError
 from deblur_deploy.evaluation import bench, record, views
 from deblur_deploy.evaluation.compare import caveats, compare_records, matched
 from deblur_deploy.evaluation.page import Page, pictures_of, write_page
@@ -184,6 +185,9 @@ def _width_height(size: str) -> tuple[int, int]:
 def _entries(arguments: Arguments, notes: list[str]) -> list[bench.Entry]:
     models = arguments.models or (DEFAULT_BUNDLE,)
     providers = list(arguments.providers)
+    for name in providers:
+        with suppress(ProviderError):  # of one that is absent a row says so; one that does not exist is a mistake
+            find(name)
     if not providers:
         # Named providers must run; of the usual ones those that are absent are only mentioned.
         for name in reversed(AUTO):

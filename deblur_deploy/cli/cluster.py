@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deblur_deploy.bundles.hub import url
 from deblur_deploy.cli.common import OK, SOME_FAILED
-from deblur_deploy.cli.plan import Plan, plan_jobs, result_name, say, tell_plan
+from deblur_deploy.cli.plan import Plan, check, plan_jobs, result_name, say, tell_plan
 from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.cluster import places
@@ -74,6 +74,7 @@ def planned(config: RunConfig) -> tuple[list[Task], Plan]:
 
     Raises MissingFileError, InputError or OutputError on what makes no sense.
     """
+    check(config)
     given = {name: url(name) for name in map(str, config.inputs)}
     found = [place for place in given.values() if place is not None]
     local = tuple(name for name, place in given.items() if place is None)
@@ -82,7 +83,7 @@ def planned(config: RunConfig) -> tuple[list[Task], Plan]:
     for job in plan.jobs:
         _add(tasks, _target(config, job.target.relative_to(config.out)), str(job.source.absolute()))
     for place in found:
-        images = _images(places.listing(place, config.glob, recursive=config.recursive))
+        images = _images(places.listing(place, config.glob, recursive=config.recursive), place, _out(config))
         if not images:
             raise InputError(f"no images match {config.glob!r} in {place}")
         for name, source in images.items():
@@ -112,8 +113,17 @@ def _add(tasks: dict[str, Task], target: str, source: str) -> None:
     tasks[target] = Task(source=source, target=target)
 
 
-def _images(found: Mapping[str, str]) -> dict[str, str]:
-    return {name: place for name, place in found.items() if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+def _images(found: Mapping[str, str], place: str, out: str) -> dict[str, str]:
+    """Images among ``found`` at ``place``, as folders here list them: not hidden, nor results in a folder inside."""
+    inside, results = (f"{one.rstrip('/')}/" for one in (place, out))
+    results = results if results.startswith(inside) and results != inside else "/"
+    return {
+        name: source
+        for name, source in found.items()
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        and not source.startswith(results)
+        and not any(part.startswith(".") for part in PurePosixPath(name).parts)
+    }
 
 
 def _out(config: RunConfig) -> str:

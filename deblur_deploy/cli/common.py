@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ def guarded(name: str, command: Callable[[Sequence[str] | None], int]) -> Callab
     """A console-script ``main`` around ``command(argv)``, which returns the exit status."""
 
     def main() -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # names of files need not be text in this locale
+                stream.reconfigure(errors="backslashreplace")
         try:
             return command(None)
         except DeblurError as error:

@@ -14,23 +14,24 @@ from deblur_deploy.cli.common import OK
 from deblur_deploy.cli.progress import advance, bar
 from deblur_deploy.cli.run_config import RunConfig
 from deblur_deploy.errors import InputError, OutputError
-from deblur_deploy.files import remove_leftovers
+from deblur_deploy.files import leftovers
 from deblur_deploy.media.images import VIDEO_SUFFIXES
-from deblur_deploy.media.live import record
+from deblur_deploy.media.live import record, without_password
 
 
 def run_live(config: RunConfig, console: Console) -> int:
     """Record the one input; returns the exit status.  Raises InputError, OutputError or what the engine does."""
     source, *more = map(str, config.inputs)
     if more:
-        raise InputError(f"a live source is restored alone; leave {more[0]} to another deblur-run")
+        raise InputError(f"a live source is restored alone; leave {without_password(more[0])} to another deblur-run")
     if config.out.suffix.lower() not in VIDEO_SUFFIXES or config.out.is_dir():
         raise OutputError(f"--out is {config.out}; for a live source name a video file, such as live.mkv")
     if config.out.exists() and not config.overwrite:
         raise OutputError(f"{config.out} is there already; give --overwrite or another --out")
     # What FFmpeg would say about a stream, our own line says.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    remove_leftovers([config.out])
+    for path in leftovers([config.out]):
+        console.print(f"note: {path} is what another recording writes, or left when it was killed; it stays")
     with config.engine() as engine, _first_interrupt() as asked:
         console.print(str(engine.receipt))
         with bar(console) as progress:

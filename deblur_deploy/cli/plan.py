@@ -38,14 +38,21 @@ class Plan:
     """What could not be looked at."""
 
 
-def plan_jobs(config: RunConfig) -> Plan:
-    """What there is to do, in order; raises MissingFileError, InputError or OutputError on what makes no sense."""
+def check(config: RunConfig) -> None:
+    """Raise InputError for what makes no sense, whatever the inputs are."""
     if not config.inputs:
         raise InputError("give images or folders to restore; see deblur-run --help")
+    if "" in config.inputs:
+        raise InputError("an input is empty, perhaps a variable of the shell that is not set; '.' is this folder")
     if config.seconds is not None:
         raise InputError("--seconds is for a live source, such as camera:0; leave it out")
     if not config.glob or Path(config.glob).name != config.glob or config.glob == "..":
         raise InputError(f"glob is {config.glob!r}; give a pattern of names inside the folder, such as 'IMG_*'")
+
+
+def plan_jobs(config: RunConfig) -> Plan:
+    """What there is to do, in order; raises MissingFileError, InputError or OutputError on what makes no sense."""
+    check(config)
     for place in (config.out, *config.out.parents):
         if os.path.isfile(place):  # noqa: PTH113, since it does not raise inside a locked folder
             raise OutputError(f"{place} is a file, --out must be a folder; choose another")

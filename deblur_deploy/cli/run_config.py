@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from deblur_deploy.runtime.arguments import MOST_THREADS
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.variants import Wish
 
@@ -53,6 +54,8 @@ class RunConfig:
     """Print what this machine offers, what is missing and how to mend it, and do nothing else."""
 
     def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads is {self.threads}; allowed: 1 to {MOST_THREADS}")
         for name in ("max_megapixels", "max_memory_mb", "seconds"):
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value > 0):

@@ -21,7 +21,7 @@ from deblur_deploy.cli.arguments import parse_arguments
 from deblur_deploy.cli.common import INTERRUPTED, OK, guarded
 from deblur_deploy.cli.watching import Watcher
 from deblur_deploy.errors import InputError, check_bounds
-from deblur_deploy.evaluation.quality import PairSet
+from deblur_deploy.evaluation.quality import usable_pairs
 from deblur_deploy.evaluation.sets import by_name
 from deblur_deploy.files import refuse_existing, remove_leftovers
 from deblur_deploy.shipped import DEFAULT_CHECKPOINT
@@ -35,7 +35,7 @@ from deblur_deploy.training.discovery import Found, find_sources, inspect
 from deblur_deploy.training.figures import as_pairs, before_after, learning_curve, preview
 from deblur_deploy.training.grow import grown
 from deblur_deploy.training.kernels import load_kernels
-from deblur_deploy.training.sources import WINDOW, ImageCache, Pairs
+from deblur_deploy.training.sources import WINDOW, ImageCache
 from deblur_deploy.training.train import FILES, Trainer, make_accelerator
 from deblur_deploy.training.unet import PRESETS, Preset, UNet, parameter_count
 from deblur_deploy.training.validation import PairSets, TorchRestorer
@@ -233,12 +233,12 @@ def _network(command: TrainCommand, console: Console) -> UNet:
 
 
 def _validation(paths: Sequence[Path]) -> PairSets:
-    sets = {name: PairSet(path) for name, path in by_name(paths).items()}
-    for pairs in sets.values():
-        # Names what is no pair now, and not after the first thousand steps.
-        if unreadable := inspect([Pairs(pairs.paths)], 1, 0).unreadable:
-            raise InputError(f"{unreadable[0]} of --val cannot be read as an image; mend or remove it")
-    return sets
+    # Names what is no pair now, and not after the first thousand steps.
+    sets = {name: usable_pairs(path) for name, path in by_name(paths).items()}
+    for _, failed in sets.values():
+        if failed:
+            raise InputError(f"--val: {failed[0]}; mend or remove it")
+    return {name: pairs for name, (pairs, _) in sets.items()}
 
 
 def _tell(console: Console, found: Sequence[Found], batches: Batches, *, banked: bool) -> None:

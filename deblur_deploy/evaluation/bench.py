@@ -120,7 +120,7 @@ def entries_of(
         raise InputError(f"{model} has no variant {unknown[0]!r}; it has {', '.join(found)}")
     return [
         Entry(
-            model=model.name if model.is_dir() else model.parent.name,
+            model=model.resolve().name if model.is_dir() else model.resolve().parent.name,
             variant=name,
             provider=provider,
             factory="deblur_deploy.evaluation.worker:engine",
@@ -198,7 +198,10 @@ def _latency(
         spent = perf_counter() - start
         for name, timing in timings.items():
             values = {field.name: getattr(timing, field.name) for field in fields(timing)}
-            found[name] |= {**values, "peak_mb": workers[name].peak_mb()}
+            try:
+                found[name] |= {**values, "peak_mb": workers[name].peak_mb()}
+            except DeblurError as error:  # it ended after its last turn
+                found[name]["error"] = str(error)
     return found, reference, spent
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -106,7 +106,7 @@ def take_turns(
     for count in range(rounds):
         if count >= _MIN_ROUNDS and (
             time.perf_counter() - start > budget_s
-            or all(max(timing.noise, timing.steady_noise) <= stable for timing in map(Timing.of, laps.values()))
+            or all(max(timing.noise, timing.steady_noise) <= stable for timing in _sound(laps))
         ):
             break
         rng.shuffle(order)
@@ -114,6 +114,13 @@ def take_turns(
             laps[name].append(clock(calls[name]))
         on_round(count + 1)
     return {name: Timing.of(done) for name, done in laps.items()}
+
+
+def _sound(laps: Mapping[str, Sequence[Lap]]) -> Iterator[Timing]:
+    """Timings of the candidates that have not failed: the clock gives NaN for those that have."""
+    for timing in map(Timing.of, laps.values()):
+        if not math.isnan(timing.median_ms):
+            yield timing
 
 
 def at_size(image: Image, width: int, height: int) -> Image:

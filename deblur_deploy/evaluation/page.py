@@ -74,7 +74,7 @@ def write_page(path: Path, page: Page) -> None:
     """Write the page, whole or not at all."""
     html = _TEMPLATES.get_template("page.html.j2").render(page=page, data_url=_data_url)
     with writing_file(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def pictures_of(pairs: Sequence[Pair], restorer: Restorer, count: int = 4) -> list[Picture]:

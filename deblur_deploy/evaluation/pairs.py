@@ -45,7 +45,7 @@ def match_pairs(path: Path) -> tuple[list[PathPair], list[str]]:
     pairs: list[PathPair] = []
     failed: list[str] = []
     for blurred_folder, sharp_folder in _folders(existing(path, kind="folder")):
-        blurred, sharp = ({image.stem: image for image in list_images(f)} for f in (blurred_folder, sharp_folder))
+        blurred, sharp = (_by_stem(folder, failed) for folder in (blurred_folder, sharp_folder))
         for names, others, missing in ((blurred, sharp, sharp_folder), (sharp, blurred, blurred_folder)):
             failed += [
                 f"{names[name]} has no partner in {missing}; pairs share their file name"
@@ -55,6 +55,16 @@ def match_pairs(path: Path) -> tuple[list[PathPair], list[str]]:
     if not pairs and not failed:
         raise InputError(f"no pairs in {path}; wanted: {LAYOUTS}")
     return pairs, failed
+
+
+def _by_stem(folder: Path, failed: list[str]) -> dict[str, Path]:
+    """The images of a folder by the name that pairs share; what has the name of another goes to ``failed``."""
+    found: dict[str, Path] = {}
+    for image in list_images(folder):
+        if image.stem in found:
+            failed.append(f"{image} and {found[image.stem].name} share a name, so that nobody knows which is meant")
+        found.setdefault(image.stem, image)
+    return found
 
 
 def _folders(path: Path) -> list[tuple[Path, Path]]:

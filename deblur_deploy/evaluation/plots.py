@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from math import log10
 from typing import Any
 
@@ -45,7 +46,7 @@ def pareto(points: Sequence[Point], psnr_blurred: float | None, size: str, salt:
     """PSNR against latency; the line joins what nothing else beats in both.  ``salt`` differs on one page."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(f"latency at {size}, ms", "PSNR, dB")
-        for colour, group in zip(_COLOURS, dict.fromkeys(point.group for point in points), strict=False):
+        for colour, group in zip(cycle(_COLOURS), dict.fromkeys(point.group for point in points), strict=False):
             mine = [point for point in points if point.group == group]
             axes.scatter([p.milliseconds for p in mine], [p.psnr for p in mine], color=colour, label=group, zorder=3)
         best: list[Point] = []

@@ -62,7 +62,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """Mean PSNR of the restored images against ground truth, in dB."""
     ssim: float | None = None
     psnr_to_fp32: float | None = None
-    """Mean PSNR of the restored images against those of fp32, in dB; None for fp32 itself or equal images."""
+    """Mean PSNR of the restored images against those of fp32, in dB; None for fp32 itself."""
     worst_drop_db: float | None = None
     """PSNR that the image that loses most against fp32 loses, in dB; None for fp32 itself."""
     worst_image: str | None = None
@@ -180,7 +180,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def _short(value: object) -> object:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) else _rounded(value)
 
 
 def _rounded(value: Any) -> Any:
@@ -191,4 +191,5 @@ def _rounded(value: Any) -> Any:
         return [_rounded(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+    # Names of files need not be UTF-8, and JSON and CSV must.
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

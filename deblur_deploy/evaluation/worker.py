@@ -53,13 +53,18 @@ class Worker:
 
     def __init__(self, factory: str, arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "deblur_deploy.evaluation.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
-        )
+        try:
+            self._process = subprocess.Popen(
+                # Without -P it would import what lies in the working folder, as a random.py of the user's.
+                [sys.executable, "-P", "-m", "deblur_deploy.evaluation.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+            )
+        except OSError as error:
+            self._log.close()
+            raise ProviderError(f"its process does not start: {error.strerror}") from None
         try:
             answer = self._ask("load", factory, dict(arguments))
         except BaseException:

@@ -28,8 +28,9 @@ class Listing:
 def look_into(folder: Path, pattern: str = "*", *, recursive: bool = False, but: Path | None = None) -> Listing:
     """Images and videos in ``folder`` whose names match ``pattern``; a folder ``but`` inside is passed over.
 
-    Links to folders are not followed, as they may lead in circles.  Hidden files are left out: an interrupted run may
-    have left its temporary files.  Raises MissingFileError without such a folder, or if it may not be read.
+    Links to folders are not followed, as they may lead in circles.  Hidden files and folders are left out: an
+    interrupted run may have left its temporary files, and other programs keep thumbnails and what was deleted.  Raises
+    MissingFileError without such a folder, or if it may not be read.
     """
     passed = None if but is None else os.path.realpath(but)
     found = Listing()
@@ -51,7 +52,7 @@ def look_into(folder: Path, pattern: str = "*", *, recursive: bool = False, but:
                 continue
             if kind == "folder" and os.path.realpath(path) == passed:
                 continue
-            if kind == "folder" and recursive and not path.is_symlink():
+            if kind == "folder" and recursive and not (path.name.startswith(".") or path.is_symlink()):
                 folders.append(path)
             elif reason := _unlisted(path, kind, recursive):
                 found.left_out[reason] += 1
@@ -63,10 +64,10 @@ def look_into(folder: Path, pattern: str = "*", *, recursive: bool = False, but:
 
 def _unlisted(path: Path, kind: str, recursive: bool) -> str:
     """Why ``path`` is left out; empty if it is not."""
-    if kind == "folder":
-        return "linked folders" if recursive else "folders (--recursive goes into them)"
     if path.name.startswith("."):
         return "hidden"
+    if kind == "folder":
+        return "linked folders" if recursive else "folders (--recursive goes into them)"
     if kind != "file":
         return f"{kind}s" if kind else "broken links"
     if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:

@@ -10,16 +10,19 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Thread
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deblur_deploy.errors import DeblurError, InputError, MissingExtraError, OutputError
+from deblur_deploy.errors import DeblurError, InputError, MissingExtraError, OutputError, one_line
 from deblur_deploy.files import writing_file
 from deblur_deploy.media.containers import FORMATS, created
 from deblur_deploy.media.encoders import FINE
@@ -61,22 +64,43 @@ def record(
     OutputError if the file cannot be written.  What fails later on, such as frames that change their size, is raised
     when the frames before it are safe in ``target``: a live source gives them once only.
     """
-    shown = re.sub(r"//[^/]*@", "//", source)  # messages end up in logs, passwords must not
+    shown = without_password(source)
     if target.suffix.lower() not in VIDEO_SUFFIXES:
         known = ", ".join(sorted(VIDEO_SUFFIXES))
         raise OutputError(f"cannot write {target}: unknown video format; use one of {known}")
     frames = _frames(_opened(source, shown), shown, seconds, stopped, max_pixels)
     with writing_file(target) as temporary:
+        written = _Written()
         try:
             with created(temporary) as output:
-                count, failed = _write(output, target.suffix.lower(), frames, restore, on_frame)
-        except av.error.FFmpegError as error:
-            raise OutputError(f"cannot write {target}: {error}; nothing was left behind") from None
+                _write(output, target.suffix.lower(), frames, restore, on_frame, written)
+        except (av.error.FFmpegError, DeblurError, MemoryError, cv2.error) as error:
+            # A full disk fails twice, by a frame and by the file's end; what is there of it can be watched.
+            written.failed = written.failed or error
+        failed, count = written.failed, written.count
+        if failed and not count:
+            if isinstance(failed, av.error.FFmpegError):
+                raise OutputError(f"cannot write {target}: {failed}; nothing was left behind") from None
+            raise failed
         if not count:
             raise InputError(f"{shown} was opened, but gave no frame")
-    if failed is not None:
-        raise type(failed)(f"{failed}; the {count} frames before that are in {target}")
+    if failed:
+        kind = type(failed) if isinstance(failed, DeblurError) else OutputError
+        raise kind(f"{one_line(failed)}; the {count} frames before that are in {target}")
     return count
+
+
+def without_password(source: str) -> str:
+    """A URL as messages show it: they end up in logs, and passwords must not."""
+    return re.sub(r"//[^/]*@", "//", source)
+
+
+@dataclass
+class _Written:
+    """What is in the file so far, and what ended it."""
+
+    count: int = 0
+    failed: Exception | None = None
 
 
 def _opened(source: str, shown: str) -> cv2.VideoCapture:
@@ -122,28 +146,69 @@ def _frames(
     capture: cv2.VideoCapture, shown: str, seconds: float | None, stopped: Callable[[], bool], max_pixels: int
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     """Times in milliseconds, which grow, and frames, which keep their size."""
-    # It is closed here, by the thread that reads: closed under a read that still waits, it would crash.
+    size, start, last = None, 0.0, -1
+    live = capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
+    for now, frame in _newest(capture, stopped) if live else _each(capture):
+        if stopped():
+            return
+        if size is None:
+            size, start = frame.shape, now
+            if size[0] * size[1] > max_pixels:
+                limit = f"the limit of {max_pixels / 1e6:.0f} megapixels"
+                raise InputError(f"{shown} has {size[1]}x{size[0]} pixels a frame, more than {limit}")
+        if frame.shape != size:
+            raise InputError(f"{shown} cannot be restored: its frames change their size")
+        last = max(last + 1, round(now - start))
+        if seconds is not None and last >= 1e3 * seconds:
+            return
+        yield last, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+Timed = tuple[float, NDArray[Any]]
+"""Milliseconds from anywhere, and a frame as OpenCV has it."""
+
+
+def _each(capture: cv2.VideoCapture) -> Iterator[Timed]:
+    """All frames, at the times that the stream gives them; the capture is then closed."""
+    # Closed by the thread that reads, here and below: under a read that still waits, it would crash.
     try:
-        live = capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
-        size, start, last = None, 0.0, -1
-        while not stopped():
-            found, frame = capture.read()
-            if not found:
-                return
-            now = 1e3 * time.monotonic() if live else capture.get(cv2.CAP_PROP_POS_MSEC)
-            if size is None:
-                size, start = frame.shape, now
-                if size[0] * size[1] > max_pixels:
-                    limit = f"the limit of {max_pixels / 1e6:.0f} megapixels"
-                    raise InputError(f"{shown} has {size[1]}x{size[0]} pixels a frame, more than {limit}")
-            if frame.shape != size:
-                raise InputError(f"{shown} cannot be restored: its frames change their size")
-            last = max(last + 1, round(now - start))
-            if seconds is not None and last >= 1e3 * seconds:
-                return
-            yield last, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        while (read := capture.read())[0]:
+            yield capture.get(cv2.CAP_PROP_POS_MSEC), read[1]
     finally:
         capture.release()
+
+
+def _newest(capture: cv2.VideoCapture, stopped: Callable[[], bool]) -> Iterator[Timed]:
+    """Frames at the times when they came; of those that come before the next is asked for, the last one."""
+    slot, ended, failed = Queue[Timed](1), Event(), list[BaseException]()
+
+    def read() -> None:
+        try:
+            while not ended.is_set():
+                found, frame = capture.read()
+                if not found:
+                    return
+                with suppress(Empty):
+                    slot.get_nowait()
+                slot.put((1e3 * time.monotonic(), frame))
+        except BaseException as error:  # the other thread raises it
+            failed.append(error)
+        finally:
+            ended.set()
+            capture.release()
+
+    Thread(target=read, daemon=True).start()
+    try:
+        while not stopped():
+            try:
+                yield slot.get(timeout=0.1)
+            except Empty:
+                if ended.is_set() and slot.empty():
+                    break
+        if failed:
+            raise failed[0]
+    finally:
+        ended.set()
 
 
 def _write(
@@ -152,14 +217,14 @@ def _write(
     frames: Iterator[tuple[int, NDArray[Any]]],
     restore: Callable[[NDArray[Any]], NDArray[Any]],
     on_frame: Callable[[], object],
-) -> tuple[int, DeblurError | None]:
-    """How many frames were written, and what ended them."""
-    encoder, reformatter, count = None, VideoReformatter(), 0
+    written: _Written,
+) -> None:
+    """Write what there is, and into ``written`` what became of it."""
+    encoder, reformatter = None, VideoReformatter()
 
     def work(timed: tuple[int, NDArray[Any]]) -> tuple[int, NDArray[Any]]:
         return timed[0], np.ascontiguousarray(restore(timed[1]))
 
-    failed: DeblurError | None = None
     try:
         for milliseconds, image in overlapped(frames, work):
             if encoder is None:
@@ -172,15 +237,12 @@ def _write(
             )
             frame.pts, frame.time_base = milliseconds, _MILLISECONDS
             output.mux(encoder.encode(frame))
-            count += 1
+            written.count += 1
             on_frame()
-    except DeblurError as error:
-        if not count:
-            raise
-        failed = error
+    except (DeblurError, MemoryError, cv2.error, av.error.FFmpegError) as error:
+        written.failed = error
     if encoder is not None:
         output.mux(encoder.encode(None))
-    return count, failed
 
 
 def _encoder(output: Any, suffix: str, image: NDArray[Any]) -> Any:

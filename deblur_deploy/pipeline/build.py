@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from deblur_deploy.errors import ProviderError
+from deblur_deploy.errors import MemoryLimitError, ProviderError
 from deblur_deploy.evaluation.latency import at_size
 from deblur_deploy.evaluation.machine import package_versions, this_machine
 from deblur_deploy.evaluation.quality import Pair
@@ -62,13 +62,14 @@ class Build:
             # How somebody else's network takes images may be guessed on the pairs.
             inputs={"checkpoint": self.source.parent, **({"pairs": self.pairs.digest} if self.source.runner else {})},
             config=self.recipe.network,
-            environment={**versions("torch", "onnx", "onnx-ir", "onnxscript", "numpy"), **self._running()},
+            environment=versions(
+                "torch", "onnx", "onnx-ir", "onnxscript", "numpy", *ONNXRUNTIMES, *self._recognising()
+            ),
         )
 
-    def _running(self) -> Record:
-        """What somebody else's network is looked into with, besides what a checkpoint of ours needs."""
-        packages = (*ONNXRUNTIMES, "spandrel", "spandrel-extra-arches")
-        return {} if self.source.runner is None else versions(*packages)
+    def _recognising(self) -> tuple[str, ...]:
+        """Packages that somebody else's network needs besides."""
+        return () if self.source.runner is None else ("spandrel", "spandrel-extra-arches")
 
     def quantize(self, exported: Done) -> Done:
         def make(folder: Path) -> Record:
@@ -149,7 +150,9 @@ class Build:
                 config=_some(wish, "width_px", "height_px", "rounds"),
                 environment={**package_versions(), **versions("openvino"), **this_machine()},
             )
-        except ProviderError as error:
+        except (ProviderError, MemoryLimitError) as error:  # others may have filled the memory of a GPU
+            if wish.providers:
+                raise
             self.stages.on_progress(f"{provider} is left out: {error}")
             return []
         runs = from_record(done.record["runs"], list[Run])

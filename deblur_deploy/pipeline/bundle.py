@@ -1,6 +1,6 @@
 """The main job: a network goes in, a verified bundle comes out, whole or not at all.
 
-``bundle.json`` is written last and says what everything else is; ``runtime.bundle`` reads the part that engines need.
+``bundle.json`` is written last and says what everything else is; ``bundles.manifest`` reads the part that engines need.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def reach(body: Body, divisor: int, least_px: int = 1) -> Reach:
                 break
             # A larger block can change what lies farther away from some of its pixels.
             if _tiles_are_exact(body, grid, radius + grid - divisor, max(least_px, grid)):
-                ragged = divisor == grid or _pads_with_edges(body, grid, divisor)
+                ragged = divisor == grid or _pads_with_edges(body, grid, divisor, least_px)
                 if ragged:
                     return Reach(radius_px=radius + grid - divisor, grid=grid)
                 break
@@ -98,9 +98,9 @@ def _tiles_are_exact(body: Body, grid: int, radius: int, least_px: int) -> bool:
     return bool(max(one, two) < _SAME)
 
 
-def _pads_with_edges(body: Body, grid: int, divisor: int) -> bool:
+def _pads_with_edges(body: Body, grid: int, divisor: int, least_px: int) -> bool:
     """Whether the network's own padding is ours, so that padding before it changes nothing."""
-    tall, wide = 3 * grid - divisor, 5 * grid - divisor
+    tall, wide = (up(max(blocks * grid, least_px + divisor), grid) - divisor for blocks in (3, 5))
     image = _noise(tall, wide, seed=4)
     padded = np.pad(image, ((0, 0), (0, 0), (0, -tall % grid), (0, -wide % grid)), mode="edge")
     return bool(np.abs(body(padded)[..., :tall, :wide] - body(image)).max() < _SAME)

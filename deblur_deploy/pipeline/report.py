@@ -165,7 +165,7 @@ def write_card(path: Path, summary: dict[str, Any], results: Sequence[Measured])
     """What the model is, what was measured of it, how it is embedded."""
     text = _TEMPLATES.get_template("card.md.j2").render(summary=summary, results=results)
     front = front_matter(summary["checkpoint_sha256"], [result.artifact.name for result in results])
-    path.write_text(front + text, encoding="utf-8")
+    path.write_text(front + text, encoding="utf-8", errors="backslashreplace")
 
 
 def front_matter(checkpoint_sha256: str, variants: Sequence[str]) -> str:

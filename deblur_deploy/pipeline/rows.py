@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
 from deblur_deploy.pipeline.graph import BLOCKS
-from deblur_deploy.pipeline.nodes import attributes, constants_of, makers_of, replace_nodes
+from deblur_deploy.pipeline.nodes import attributes, constants_of, makers_of, names_read, replace_nodes
 
 
 def in_rows(body: ModelProto, multiple: int) -> tuple[ModelProto, dict[str, NDArray[np.intp]]]:
@@ -27,7 +27,7 @@ def in_rows(body: ModelProto, multiple: int) -> tuple[ModelProto, dict[str, NDAr
     """
     scales = _scales(body)
     makers = makers_of(body)
-    readers = Counter(name for node in body.graph.node for name in node.input)
+    readers = Counter(name for node in body.graph.node for name in names_read(node))
     constants = constants_of(body)
     orders: dict[str, NDArray[np.intp]] = {}
     added: dict[str, NDArray[Any]] = {}

@@ -24,7 +24,7 @@ from deblur_deploy import wheels
 from deblur_deploy.contract import Precision
 from deblur_deploy.errors import InputError, MissingExtraError, ProviderError
 from deblur_deploy.system.forks import ForkedLock
-from deblur_deploy.system.hardware import bf16_flags, gpu_models, processor
+from deblur_deploy.system.hardware import gpu_models, native_bf16, processor
 
 NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -162,8 +162,8 @@ def find(name: str, extra: Mapping[str, str] | None = None) -> Provider:
     elif wanted and ort_name not in _PLUGINS:
         raise InputError(f"{short} has no devices to choose from; give provider {short!r}, not {name!r}")
     if short in _NUMBERED and hasattr(ort, "preload_dlls"):
-        # It prints what it does not find.
-        with redirect_stdout(io.StringIO()):
+        # It prints what it does not find, and two threads that hide that at once would hide all that follows.
+        with _registering, redirect_stdout(io.StringIO()):
             ort.preload_dlls()
     # A registered plugin is listed as available too, but asking for it by name alone then quietly gives the CPU.
     if ort_name in _PLUGINS and find_spec(_PLUGINS[ort_name]):
@@ -249,13 +249,15 @@ def _plugin(short: str, ort_name: str, wanted: str) -> Provider:
         )
         raise ProviderError(f"provider {short} finds no {wanted or 'usable'} device here (there are: {there}); {why}")
     about = chosen.ep_metadata
+    able = about.get("OPTIMIZATION_CAPABILITIES", "").split()
     kind = chosen.device.type.name
     return Provider(
         name=short,
         ort_name=ort_name,
         device=processor() if kind == "CPU" else about.get("FULL_DEVICE_NAME", kind),
         kind=kind,
-        native_bf16=kind == "CPU" and "BF16" in about.get("OPTIMIZATION_CAPABILITIES", "").split() and bf16_flags(),
+        # It lists BF16 for processors that only emulate it, too, and uses it by itself only where it is native.
+        native_bf16=kind == "CPU" and "BF16" in able and native_bf16() is not False,
         version=about.get("version", ""),
         plugin_device=chosen,
     )

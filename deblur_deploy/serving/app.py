@@ -7,6 +7,7 @@ Requests share one engine, which uses all cores for each image in turn; a batch 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -160,23 +161,24 @@ class _Service:
 
     def _work(self, data: bytes, suffix: str) -> tuple[bytes, Sequence[str]]:
         # By way of files, since so every format, depth and metadata is treated as deblur-run does.
-        with tempfile.TemporaryDirectory(prefix="deblur-serve-") as folder:
-            path = Path(folder) / f"image{suffix}"
-            try:
+        name = f"image{suffix}"
+        try:
+            with tempfile.TemporaryDirectory(prefix="deblur-serve-") as folder:
+                path = Path(folder) / name
                 path.write_bytes(data)
                 photo = read_photo(path, max_pixels=self._limits.max_pixels)
                 started = perf_counter()
                 restored = photo.restored(self._engine)
                 self._metrics.engine_seconds.observe(perf_counter() - started)
                 write_photo(path, restored, kind=photo.beside.format if photo.beside else None)
-            except DeblurError as error:
-                raise HTTPException(_status(error), str(error).replace(str(path), "the image")) from None
-            except MemoryError:
-                raise HTTPException(413, "the image takes more memory than this server has") from None
-            except OSError as error:
-                raise HTTPException(500, f"the server cannot keep the image while it works: {error.strerror}") from None
-            self._metrics.pixels.inc(photo.pixels.shape[0] * photo.pixels.shape[1])
-            return path.read_bytes(), photo.beside.lost if photo.beside else ()
+                self._metrics.pixels.inc(photo.pixels.shape[0] * photo.pixels.shape[1])
+                return path.read_bytes(), photo.beside.lost if photo.beside else ()
+        except DeblurError as error:
+            raise HTTPException(_status(error), re.sub(rf"\S*{re.escape(name)}", "the image", str(error))) from None
+        except MemoryError:
+            raise HTTPException(413, "the image takes more memory than this server has") from None
+        except OSError as error:
+            raise HTTPException(500, f"the server cannot keep the image while it works: {error.strerror}") from None
 
 
 def _status(error: DeblurError) -> int:

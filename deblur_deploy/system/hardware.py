@@ -34,8 +34,7 @@ def instructions() -> set[str] | None:
     return None if flags is None else set(flags.split())
 
 
-def bf16_flags() -> bool:
-    """Whether the processor computes in bf16 natively, or does not tell."""
-    # OpenVINO lists BF16 for processors that only emulate it, and uses it by itself only where it is native.
+def native_bf16() -> bool | None:
+    """Whether the processor computes in bf16 natively; None where the system does not tell."""
     flags = instructions()
-    return flags is None or bool({"amx_bf16", "avx512_bf16"} & flags)
+    return None if flags is None else bool({"amx_bf16", "avx512_bf16"} & flags)

@@ -39,7 +39,7 @@ RENEWED = 0.1
 """Share of the bank that is made anew after each round through it."""
 _LARGER = 1.375
 """Side of a patch in the bank, over that of the crops."""
-_VERSION = 2
+_VERSION = 3
 
 
 def stored_px(side: int) -> int:
@@ -183,10 +183,11 @@ def _claimed(folder: Path, key: str) -> Iterator[Path]:
     """A folder named by ``key`` that no other process uses: another training on the same data gets one of its own."""
     for number in count():
         path = folder / f"{key}-{number}"
-        path.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(path.with_suffix(".lock"), timeout=0):
-                path.touch()
+                path.mkdir(exist_ok=True)
+                os.utime(path)
                 yield path
                 return
         except Timeout:

@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import msgspec
@@ -85,10 +86,13 @@ class Batches(Dataset[Batch]):
 
     def identity(self) -> str:
         """Names everything that decides which samples a step sees, wherever the folders lie."""
-        files = [[path.name for path in source.files()] for source in self.sources]
+        files = [
+            [type(source).__name__, *((path.name, _bytes(path)) for path in source.files())] for source in self.sources
+        ]
         kernels = [kernel.tobytes() for kernel in self.kernels or []]
         windows = [source.window for source in self.sources if isinstance(source, Frames)]
-        content = msgspec.json.encode([self.blur, self.shares.tolist(), files, kernels, windows])
+        varied = [getattr(source, "varied", 0.0) for source in self.sources]
+        content = msgspec.json.encode([self.blur, self.shares.tolist(), files, kernels, windows, varied])
         return hashlib.sha256(content).hexdigest()
 
     def __getitem__(self, step: int) -> Batch:
@@ -167,6 +171,14 @@ class _Forgiving(Dataset["Batch | DeblurError"]):
 
 def _as_it_is(batch: Batch | DeblurError) -> Batch | DeblurError:
     return batch
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file; 0 of one that cannot be read, which training leaves out."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _stacked(images: list[Image], side: int) -> Tensor:

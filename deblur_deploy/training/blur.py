@@ -56,9 +56,9 @@ class BlurConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     path_px: Range = (3.0, 36.0)
     """Largest extent of a shake or object path, in pixels."""
     rotation_deg: float = 1.2
-    """Largest rotation over one exposure."""
+    """Largest rotation to either side of the middle of an exposure."""
     zoom: float = 0.02
-    """Largest change of scale over one exposure."""
+    """Largest change of scale to either side of it."""
     defocus_radius_px: Range = (0.7, 6.0)
     """Radius of the defocus disk."""
     gaussian_sigma_px: Range = (0.4, 3.2)
@@ -204,7 +204,9 @@ def synthesise(sharp: Tensor, plans: Sequence[BlurPlan], margin_px: int) -> tupl
         inside = ..., slice(cut, light.shape[-2] - cut), slice(cut, light.shape[-1] - cut)
         if plan.scene is not None:
             mine = slice(starts[i], starts[i + 1])
-            light[i][inside], truth[i] = expose(lights[mine], everything[mine], plan.scene, cut)
+            light[i][inside], sharp_light = expose(lights[mine], plan.scene, cut)
+            # Put together in light, as the sensor would have: where a layer's edge is soft, that is another colour.
+            truth[i] = sharp_light.clamp(0, 1) ** (1 / plan.gamma)
         elif plan.poses is not None and plan.blob is not None:
             light[i][inside], truth[i] = _moving_object(light[i], truth[i], plan.poses, plan.blob, cut)
         elif plan.poses is not None:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from deblur_deploy.errors import InputError, check_bounds
-from deblur_deploy.system.hardware import bf16_flags
+from deblur_deploy.system.hardware import native_bf16
 
 Kind = Literal["muon", "adamw", "adam"]
 """Which optimizer; see ``training.optimizer``."""
@@ -52,8 +52,8 @@ def loss_terms(text: str) -> list[tuple[str, float]]:
 
 
 def uses_bf16(precision: Precision, *, cuda: bool) -> bool:
-    """Whether ``precision`` is bf16 here: auto is, on CUDA and on a CPU that has it; emulated it is 15 times slower."""
-    return precision == "bf16" or (precision == "auto" and (cuda or bf16_flags()))
+    """Whether ``precision`` is bf16: auto is, on CUDA and on a CPU known to have it; emulated it is 15 times slower."""
+    return precision == "bf16" or (precision == "auto" and (cuda or native_bf16() is True))
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

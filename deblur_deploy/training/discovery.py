@@ -121,6 +121,13 @@ def inspect(sources: Sequence[Source], side_px: int, margin_px: int) -> Inspecti
                     raise InputError(
                         f"{blurred} has {a[0]}x{a[1]} pixels but {sharp} {b[0]}x{b[1]}; the sizes of a pair must agree"
                     )
+        if isinstance(source, Frames | Film):
+            known = {size: path for path, size in sizes.items() if size}
+            if len(known) > 1:
+                (a, one), (b, other) = list(known.items())[:2]
+                raise InputError(
+                    f"{one} has {a[0]}x{a[1]} pixels but {other} {b[0]}x{b[1]}; one folder is one sequence, of one size"
+                )
         files += len(sizes)
         small += [path for path, size in sizes.items() if size and min(size) < wanted]
         unreadable += [path for path, size in sizes.items() if size is None]
@@ -198,7 +205,7 @@ def _sequences(path: Path, frames_folder: Path) -> tuple[list[list[Path]], str]:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sorts ``frame10`` behind ``frame9``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
 
 
 def unpack_video(path: Path, folder: Path) -> tuple[Path, str]:

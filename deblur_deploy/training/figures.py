@@ -12,7 +12,7 @@ from deblur_deploy.files import writing_file
 from deblur_deploy.media.images import Image, write_image
 from deblur_deploy.training.batches import Batch, Batches
 from deblur_deploy.training.log import read_log
-from deblur_deploy.training.validation import PairSets
+from deblur_deploy.training.validation import PairSets, middle
 
 
 def preview(batches: Batches, count: int, path: Path) -> None:
@@ -67,12 +67,13 @@ def learning_curve(log: Path, path: Path) -> None:
 
 
 def before_after(restorer: Restorer, sets: PairSets, path: Path, *, rows_a_set: int = 3, side_px: int = 256) -> None:
-    """A sheet of the middle of a few pairs of each set: input, result, truth."""
+    """A sheet of the middle of a few pairs of each set: input, result, truth; no more of a pair is restored."""
     from matplotlib.figure import Figure  # as above
 
     pairs = [pair for pairs in sets.values() for pair in islice(pairs, rows_a_set)]
     figure = Figure(figsize=(9, 3.2 * len(pairs)), layout="constrained")
     for axes, pair in zip(figure.subplots(len(pairs), 3, squeeze=False), pairs, strict=True):
+        pair = middle(pair, 3 * side_px, 2 * side_px)
         restored = restorer(pair.blurred)
         shown = (
             (f"{pair.name}\nbefore, {psnr(pair.blurred, pair.sharp):.2f} dB", pair.blurred),

@@ -20,7 +20,17 @@ from deblur_deploy.errors import InputError
 from deblur_deploy.media.images import Image
 from deblur_deploy.training.blur import BlurConfig, draw_gamma
 from deblur_deploy.training.motion import Array
-from deblur_deploy.training.sources import ImageCache, Patch, corner, detail, mirrored_pair, readable, reflected
+from deblur_deploy.training.sources import (
+    VARIED,
+    ImageCache,
+    Patch,
+    corner,
+    detail,
+    larger_px,
+    readable,
+    reflected,
+    varied_pair,
+)
 
 EXPOSURE = (0.1, 1.6)
 """Shortest and longest exposure, in frame intervals: above 1, slow stretches give strong blur as well."""
@@ -39,17 +49,22 @@ class Film:
     cache: ImageCache = field(default_factory=ImageCache)
     blur: BlurConfig = field(default_factory=BlurConfig)
     """Only its gammas matter here."""
+    varied: float = VARIED
 
     def files(self) -> Sequence[Path]:
         return self.paths
 
+    def _three(self, first: int) -> Sequence[Path]:
+        return self.paths[first : first + 3]
+
     def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:  # noqa: ARG002
-        wanted = side_px + 2 * _PAD
         for attempt in range(_TRIES):
-            first, frames = readable(rng, len(self.paths) - 2, lambda i: self.paths[i : i + 3], self.cache)
-            name = self.paths[first + 1]
+            paths, frames = readable(lambda: self._three(int(rng.integers(len(self.paths) - 2))), self.cache)
+            name = paths[1]
             if any(frame.shape != frames[1].shape for frame in frames):
                 raise InputError(f"the frames around {name} differ in size; one folder is one sequence")
+            taken = larger_px(rng, side_px, frames[1], self.varied)
+            wanted = taken + 2 * _PAD
             top, left = corner(rng, frames[1], wanted)
             before, sharp, after = (
                 reflected(frame[top : top + wanted, left : left + wanted], wanted) for frame in frames
@@ -62,8 +77,8 @@ class Film:
                 break
         exposure = float(np.exp(rng.uniform(*np.log(EXPOSURE))))
         blurred = motion.exposed(exposure, draw_gamma(self.blur, rng))
-        pair = np.concatenate([blurred, sharp], axis=2)[_PAD : side_px + _PAD, _PAD : side_px + _PAD]
-        return mirrored_pair(rng, str(name), pair)
+        pair = np.concatenate([blurred, sharp], axis=2)[_PAD : taken + _PAD, _PAD : taken + _PAD]
+        return varied_pair(rng, str(name), pair, side_px, self.varied)
 
 
 class Motion:

@@ -65,22 +65,21 @@ def draw_scene(path_px: Range, rotation: float, zoom: float, most: int, rng: np.
     return Scene(poses=(camera * (0.1 if still else 1)).astype(np.float32), tilt=tilt, layers=tuple(layers))
 
 
-def expose(light: Tensor, truth: Tensor, scene: Scene, cut: int) -> tuple[Tensor, Tensor]:
-    """Average of the scene's light over the exposure, without ``cut`` pixels at each border; the scene at mid exposure.
+def expose(light: Tensor, scene: Scene, cut: int) -> tuple[Tensor, Tensor]:
+    """Average of the scene's light over the exposure, without ``cut`` pixels at each border; its light at mid exposure.
 
-    ``light`` and ``truth``, (1 + layers, 3, H, W), are the photographs of background and layers, in linear light and
-    as they are shown.
+    ``light``, (1 + layers, 3, H, W), are the photographs of background and layers in linear light.
     """
     size = light.shape[-2:]
     now = warped(light[0], scene.poses, cut, scene.tilt)
-    sharp = truth[0]
+    sharp = light[0]
     for i, layer in enumerate(scene.layers, 1):
         field = torch.from_numpy(layer.field)[None, None].to(light.device)
         smooth = F.interpolate(field, size, mode="bicubic", align_corners=True)[0]
         mask = torch.sigmoid(layer.steepness * smooth)
         moving = warped(torch.cat([light[i] * mask, mask]), layer.poses, cut)
         now = moving[:, :3] + now * (1 - moving[:, 3:])
-        sharp = truth[i] * mask + sharp * (1 - mask)
+        sharp = light[i] * mask + sharp * (1 - mask)
     return now.mean(0), sharp
 
 

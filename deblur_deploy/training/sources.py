@@ -22,6 +22,8 @@ from deblur_deploy.training.blur import BlurConfig, draw_gamma
 
 WINDOW = (5, 31)
 """Up to an eighth of a second at 240 frames a second: slow stretches of a film then give strong blur as well."""
+VARIED = 0.4
+"""Share of the patches of pairs, frames and films that get another scale, and of those that get other colours."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ class Photos:
         return max((self._draw(rng, side_px + 2 * margin_px) for _ in range(2)), key=lambda drawn: detail(drawn.sharp))
 
     def _draw(self, rng: np.random.Generator, wanted: int) -> Patch:
-        index, (image,) = readable(rng, len(self.paths), lambda i: [self.paths[i]], self.cache)
+        (path,), (image,) = readable(lambda: [self.paths[int(rng.integers(len(self.paths)))]], self.cache)
         smallest = max(wanted / min(image.shape[:2]), 0.25)
         scale = float(np.exp(rng.uniform(np.log(smallest), 0))) if smallest < 1 and rng.random() < 0.7 else 1.0
         crop = _crop(rng, image, min(int(np.ceil(wanted / scale)), min(image.shape[:2])) if scale < 1 else wanted)
         if scale < 1:
             crop = np.asarray(cv2.resize(crop, (wanted, wanted), interpolation=cv2.INTER_AREA), np.uint8)
-        return Patch(str(self.paths[index]), _turned(rng, reflected(crop, wanted)))
+        return Patch(str(path), _turned(rng, reflected(crop, wanted)))
 
 
 @dataclass
@@ -105,21 +107,23 @@ class Pairs:
 
     paths: list[PathPair]
     cache: ImageCache = field(default_factory=ImageCache)
+    varied: float = VARIED
 
     def files(self) -> Sequence[Path]:
         return [path for pair in self.paths for path in pair]
 
     def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:  # noqa: ARG002
-        index, (blurred, sharp) = readable(rng, len(self.paths), lambda i: self.paths[i], self.cache)
-        name = str(self.paths[index][0])
+        paths, (blurred, sharp) = readable(lambda: self.paths[int(rng.integers(len(self.paths)))], self.cache)
+        name = str(paths[0])
         if blurred.shape != sharp.shape:
             raise InputError(
-                f"{name} has {blurred.shape[1]}x{blurred.shape[0]} pixels but {self.paths[index][1]} "
+                f"{name} has {blurred.shape[1]}x{blurred.shape[0]} pixels but {paths[1]} "
                 f"{sharp.shape[1]}x{sharp.shape[0]}; sizes must agree"
             )
-        top, left = corner(rng, sharp, side_px)
-        both = [image[top : top + side_px, left : left + side_px] for image in (blurred, sharp)]
-        return mirrored_pair(rng, name, reflected(np.concatenate(both, axis=2), side_px))
+        taken = larger_px(rng, side_px, sharp, self.varied)
+        top, left = corner(rng, sharp, taken)
+        both = [image[top : top + taken, left : left + taken] for image in (blurred, sharp)]
+        return varied_pair(rng, name, np.concatenate(both, axis=2), side_px, self.varied)
 
 
 @dataclass
@@ -132,26 +136,35 @@ class Frames:
     """Fewest and most frames; the number is drawn evenly between them."""
     blur: BlurConfig = field(default_factory=BlurConfig)
     """Only its ``gamma`` and ``flatter`` matter here."""
+    varied: float = VARIED
 
     def files(self) -> Sequence[Path]:
         return self.paths
 
     def draw(self, rng: np.random.Generator, side_px: int, margin_px: int) -> Patch:  # noqa: ARG002
-        half = int(rng.integers(self.window[0] // 2, (min(self.window[1], len(self.paths)) - 1) // 2 + 1))
-        size = 2 * half + 1
-        first, frames = readable(rng, len(self.paths) - size + 1, lambda i: self.paths[i : i + size], self.cache)
-        name = self.paths[first + half]
+        longest = (min(self.window[1], len(self.paths)) - 1) // 2
+
+        def window() -> Sequence[Path]:
+            # Drawn anew each time: a long one may not fit between two frames that cannot be read.
+            half = int(rng.integers(self.window[0] // 2, longest + 1))
+            first = int(rng.integers(len(self.paths) - 2 * half))
+            return self.paths[first : first + 2 * half + 1]
+
+        paths, frames = readable(window, self.cache)
+        half = len(paths) // 2
+        name = paths[half]
         if any(frame.shape != frames[half].shape for frame in frames):
             raise InputError(f"the frames around {name} differ in size; one folder is one sequence")
-        top, left = corner(rng, frames[half], side_px)
-        crops = [frame[top : top + side_px, left : left + side_px] for frame in frames]
+        taken = larger_px(rng, side_px, frames[half], self.varied)
+        top, left = corner(rng, frames[half], taken)
+        crops = [frame[top : top + taken, left : left + taken] for frame in frames]
         gamma = draw_gamma(self.blur, rng)
         table = ((np.arange(256) / 255) ** gamma).astype(np.float32)
         light = np.zeros(crops[half].shape, np.float32)
         for crop in crops:
             cv2.accumulate(cv2.LUT(crop, table), light)
         blurred = np.rint((light / len(crops)) ** (1 / gamma) * 255).astype(np.uint8)
-        return mirrored_pair(rng, str(name), reflected(np.concatenate([blurred, crops[half]], axis=2), side_px))
+        return varied_pair(rng, str(name), np.concatenate([blurred, crops[half]], axis=2), side_px, self.varied)
 
 
 def detail(image: Image) -> float:
@@ -159,14 +172,12 @@ def detail(image: Image) -> float:
     return float(np.abs(cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_16S)).mean())
 
 
-def readable(
-    rng: np.random.Generator, count: int, paths: Callable[[int], Sequence[Path]], cache: ImageCache
-) -> tuple[int, list[Image]]:
-    """A random index below ``count`` and the images at ``paths(index)``; another one while a file cannot be read."""
+def readable(draw: Callable[[], Sequence[Path]], cache: ImageCache) -> tuple[Sequence[Path], list[Image]]:
+    """What ``draw`` gives, and the images there; it is asked again while a file cannot be read."""
     for _ in range(100):
-        index = int(rng.integers(count))
+        paths = draw()
         try:
-            return index, [cache[path] for path in paths(index)]
+            return paths, [cache[path] for path in paths]
         except Unreadable:
             pass
     reason = next(iter(cache.unreadable.values()))
@@ -202,7 +213,26 @@ def _turned(rng: np.random.Generator, image: Image) -> Image:
     return np.ascontiguousarray(turned[:, ::-1] if which >= 4 else turned)
 
 
-def mirrored_pair(rng: np.random.Generator, name: str, both: Image) -> Patch:
-    # Real motion knows up from down, so it is mirrored but not turned; blur that is made has no such preference.
-    both = np.ascontiguousarray(both[:, ::-1]) if rng.random() < 0.5 else both
-    return Patch(name, sharp=both[..., 3:], blurred=both[..., :3])
+def larger_px(rng: np.random.Generator, side_px: int, image: Image, share: float) -> int:
+    """Side of what is cut out of ``image`` for a patch of ``side_px``; a ``share`` shrinks, to half at most."""
+    scale = rng.uniform(0.5, 1) if rng.random() < share else 1.0
+    return max(min(round(side_px / scale), *image.shape[:2]), side_px)
+
+
+def varied_pair(rng: np.random.Generator, name: str, both: Image, side_px: int, share: float) -> Patch:
+    """A patch of ``side_px`` from blurred and sharp crops, HxWx6; real pairs come from few scenes, so they are varied.
+
+    Scale, the order of the colours and how much there is of each change blurred and sharp alike: with light that adds
+    up as value ** gamma, blur stays what it was.
+    """
+    both = _turned(rng, reflected(both, side_px))
+    images = [both[..., part] for part in (np.s_[:3], np.s_[3:])]
+    if len(both) > side_px:
+        images = [
+            np.asarray(cv2.resize(one, (side_px, side_px), interpolation=cv2.INTER_AREA), np.uint8) for one in images
+        ]
+    if rng.random() < share:
+        order, gains = rng.permutation(3), rng.uniform(0.5, 1, 3)
+        images = [np.rint(one[..., order] * gains).astype(np.uint8) for one in images]
+    blurred, sharp = map(np.ascontiguousarray, images)
+    return Patch(name, sharp=sharp, blurred=blurred)

@@ -1,4 +1,4 @@
-"""Training: Adam, warm-up and cosine, averaged weights, patches that grow, and a state that resumes exactly."""
+"""Training: Muon or Adam, warm-up and cosine, averaged weights, patches that grow, and a state that resumes exactly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from deblur_deploy.training.optimizer import Optimizer, averaging
 from deblur_deploy.training.supervision import Supervised
 from deblur_deploy.training.unet import UNet
 from deblur_deploy.training.units import dead_share
-from deblur_deploy.training.validation import PairSets, SetQuality, validate
+from deblur_deploy.training.validation import PairSets, SetQuality, identity, validate
 from deblur_deploy.training.winograd import Winograd
 
 
@@ -222,7 +222,7 @@ class Trainer:
 
     def _judge_by(self, sets: PairSets) -> None:
         """Forget the best gain so far if other pictures decided it, which says nothing about these."""
-        judged: list[object] = [sorted(sets), *self.config.validate_px]
+        judged: list[object] = [identity(sets), *self.config.validate_px]
         if self._judged not in ([], judged):
             self.best_gain = -math.inf
         self._judged = judged

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import numpy as np
 import torch
 
-from deblur_deploy.evaluation.quality import Pair, Quality, mean_quality, measure
+from deblur_deploy.evaluation.quality import Pair, PairSet, Quality, mean_quality, measure
 from deblur_deploy.media.images import Image
 from deblur_deploy.training.unet import UNet
 
@@ -40,6 +42,17 @@ class SetQuality:
     """The lowest gain of one image; below zero, the network made it worse."""
     worst: str
     """Which image that is."""
+
+
+def identity(sets: PairSets) -> str:
+    """Names the pictures of all sets: those on disk by the sizes of their files too, as many sets call them alike."""
+    named = [
+        [name, *(f"{path.name} {path.stat().st_size}" for two in pairs.paths for path in two)]
+        if isinstance(pairs, PairSet)
+        else [name, *(pair.name for pair in pairs)]
+        for name, pairs in sorted(sets.items())
+    ]
+    return sha256(json.dumps(named).encode()).hexdigest()
 
 
 def middle(pair: Pair, width: int, height: int) -> Pair:

@@ -25,7 +25,7 @@ from deblur_deploy.pipeline.body import to_onnx
 from deblur_deploy.pipeline.convention import SPANS, Array, Convention
 from deblur_deploy.pipeline.nodes import OnnxRunner
 
-_IMAGE, _RESTORED = "image_in", "image_out"
+_IMAGE = "image_in"
 
 
 def load_module(name: str, weights: Path | None = None) -> nn.Module:
@@ -61,7 +61,7 @@ def load_module(name: str, weights: Path | None = None) -> nn.Module:
 
 
 def ready(model: nn.Module, name: str) -> nn.Module:
-    """``model`` in fp32 and eval mode; raises InputError if its weights are not finite."""
+    """``model`` in fp32 and eval mode; raises InputError if a weight is not a number."""
     model = model.float().eval().requires_grad_()
     for key, value in model.state_dict().items():
         if value.is_floating_point() and torch.isnan(value).any():

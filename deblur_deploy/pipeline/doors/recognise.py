@@ -50,12 +50,17 @@ def recognise(
     if wish.output and wish.output not in same:
         raise InputError(f"{name} has no output {wish.output!r} of the image's size; it has: {', '.join(same)}")
     outputs = [wish.output] if wish.output else list(same)
+    if takes_bytes and wished.range not in ("auto", "255"):
+        raise InputError(f"{name} takes uint8, whose range is 255; leave out --input.range {wished.range}")
     how = Convention(layout=layout, input_bytes=takes_bytes, range="255" if takes_bytes else "1", output=outputs[0])
     divisor = trial.divisor(how, wish.divisor, side)
     least = next((n for k in (1, 2, 3, 4, 6, 8) if trial.takes(how, n := k * divisor, n)), side)
     how = msgspec.structs.replace(how, divisor=divisor, least_px=least, any_batch=trial.takes(how, side, side, batch=2))
     notes = []
-    if guess:
+    if not guess:
+        given = {key: value for key in ("range", "colour") if (value := getattr(wished, key)) != "auto"}
+        how = msgspec.structs.replace(how, **given)
+    else:
         how, said = _guess(run, how, wish, outputs, pairs)
         notes.append(f"input: {how.words()}{said}")
     if len(outputs) > 1:

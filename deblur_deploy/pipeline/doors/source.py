@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deblur_deploy.contract import CHECKPOINT_KEY
-from deblur_deploy.errors import ModelError
+from deblur_deploy.errors import InputError, ModelError
 from deblur_deploy.evaluation.quality import Pair, Restorer
 from deblur_deploy.files import existing, sha256
 from deblur_deploy.pipeline.config import NetworkConfig
 from deblur_deploy.pipeline.convention import Convention, Reference, Runner
 from deblur_deploy.pipeline.inputs import Photos
-from deblur_deploy.pipeline.network import Network, Prepared
+from deblur_deploy.pipeline.network import EVERYTHING_PX, Network, Prepared
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -75,6 +75,7 @@ def open_door(checkpoint: Path | None, wish: NetworkConfig, pairs: Photos[Pair],
     if checkpoint.suffix.lower() == ".onnx":
         return _onnx(checkpoint, wish, pairs)
     if _is_ours(checkpoint):
+        _refuse_wishes(wish, checkpoint)
         return of_checkpoint(checkpoint)
     from deblur_deploy.pipeline.doors.weights import SUFFIXES, load_weights
 
@@ -85,6 +86,12 @@ def open_door(checkpoint: Path | None, wish: NetworkConfig, pairs: Photos[Pair],
     return of_module(
         module, checkpoint.stem, str(checkpoint), wish, pairs.images, notes=notes, path=checkpoint, parent=parent
     )
+
+
+def _refuse_wishes(wish: NetworkConfig, path: Path) -> None:
+    """Raise InputError for what is known of a network of ours, and would be ignored."""
+    if wish != NetworkConfig():
+        raise InputError(f"{path} is a network of ours; leave out --divisor, --output and --input")
 
 
 def of_checkpoint(path: Path) -> Source:
@@ -129,6 +136,7 @@ def _onnx(path: Path, wish: NetworkConfig, pairs: Photos[Pair]) -> Source:
 
         model = read_onnx(path)
         if mine := own_body(model, path):
+            _refuse_wishes(wish, path)
             body, network, how = mine
             return Prepared(body=body, network=network, convention=how, notes=(f"{path.name} is a file of ours",))
         model, notes = plain(model, name)
@@ -177,13 +185,18 @@ def prepared(model: ModelProto, convention: Convention, notes: Sequence[str], na
     from deblur_deploy.pipeline.graph import BLOCKS, CORRECTION
     from deblur_deploy.pipeline.int8.coverage import cost_of_body
     from deblur_deploy.pipeline.nodes import OnnxRunner
-    from deblur_deploy.pipeline.reach import reach
+    from deblur_deploy.pipeline.reach import Reach, reach
     from deblur_deploy.pipeline.rewrite import body_of, prepared
 
     body, residual = prepared(body_of(model, convention), convention.divisor, convention.least_px)
     run = OnnxRunner(body, name)
     assert run.input == BLOCKS
-    seen = reach(lambda image: run(image)[CORRECTION], convention.divisor, convention.least_px)
+    if moving := {node.op_type for node in body.graph.node} & {"GridSample", "DeformConv"}:
+        # How far they reach is for the image to say.
+        seen = Reach(radius_px=EVERYTHING_PX, grid=convention.divisor)
+        notes = [*notes, f"{', '.join(sorted(moving))} may move a pixel any way"]
+    else:
+        seen = reach(lambda image: run(image)[CORRECTION], convention.divisor, convention.least_px)
     macs, values = cost_of_body(body, max(convention.least_px, convention.divisor))
     network = Network(
         size_divisor=seen.grid,

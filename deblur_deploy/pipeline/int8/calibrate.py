@@ -44,6 +44,8 @@ _DARK, _BRIGHT = 64, 176
 """Mean luminance, in levels."""
 _LEAST_PX = 16
 """Height and width of a tile at least: to run thousands of single pixels would take longer than all else."""
+_MOST_BYTES, _MANY_CHANNELS = 2**31, 512
+"""What values that are looked at together may take; and channels that hardly any of them has more of."""
 _BLURRED, _SHARP = 2.0, 6.0
 """Mean absolute Laplacian of the luminance, in levels."""
 
@@ -195,15 +197,42 @@ def _checked(ranges: TensorsData) -> TensorsData:
 def run_body(
     body: ModelProto, tiles: Sequence[Image], stem: int, names: Collection[str]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """What ``body`` reads (``BLOCKS``) and computes for each tile: the values called ``names``."""
+    """What ``body`` reads (``BLOCKS``) and computes for each tile: the values called ``names``.
+
+    Where they are too large to be held together, some of them come for all tiles, then others, and so on.
+    """
     wanted = sorted({*names} - {BLOCKS})
-    if not wanted:
-        yield from ({BLOCKS: to_blocks(tile, stem)} for tile in tiles)
-        return
-    session = observing(body, wanted)
-    for tile in tiles:
-        blocks = to_blocks(tile, stem)
-        yield {BLOCKS: blocks, **dict(zip(wanted, session.run(wanted, {BLOCKS: blocks}), strict=True))}
+    for number, group in enumerate(_together(body, tiles[0], stem, wanted)):
+        session = observing(body, group) if group else None
+        for tile in tiles:
+            blocks = to_blocks(tile, stem)
+            found = dict(zip(group, session.run(group, {BLOCKS: blocks}), strict=True)) if session else {}
+            yield {BLOCKS: blocks, **found} if number == 0 else found
+
+
+def _together(body: ModelProto, tile: Image, stem: int, names: list[str]) -> list[list[str]]:
+    """``names`` in groups whose values, for a tile, fit into memory together."""
+    pixels = (len(tile) // stem) ** 2
+    if len(names) * pixels * _MANY_CHANNELS * 4 <= _MOST_BYTES:
+        return [names]
+    session, sizes = observing(body, names), dict[str, int]()
+    for part in (8, 4, 2):
+        # Of a part of the tile, if the network takes one of that size.
+        side = len(tile) // part
+        with contextlib.suppress(Exception):  # ONNX Runtime's
+            blocks = to_blocks(tile[:side, :side], stem)
+            values = session.run(names, {BLOCKS: blocks})
+            sizes = {name: part**2 * value.nbytes for name, value in zip(names, values, strict=True)}
+            break
+    groups, held = [list[str]()], 0
+    for name in names:
+        size = sizes.get(name, pixels * _MANY_CHANNELS * 4)
+        if groups[-1] and held + size > _MOST_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += size
+    return groups
 
 
 def clipped_shares(body: ModelProto, quantized: ModelProto, tiles: Sequence[Image], stem: int) -> dict[str, float]:
@@ -221,8 +250,8 @@ def clipped_shares(body: ModelProto, quantized: ModelProto, tiles: Sequence[Imag
     outside = dict.fromkeys(limits, 0)
     total = dict.fromkeys(limits, 0)
     for seen in run_body(body, tiles, stem, set(limits)):
-        for name, (low, high) in limits.items():
-            value = seen[name]
+        for name in seen.keys() & limits.keys():
+            (low, high), value = limits[name], seen[name]
             outside[name] += int(np.count_nonzero((value < low) | (value > high)))
             total[name] += value.size
     return {name: outside[name] / total[name] for name in limits}

@@ -25,7 +25,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from deblur_deploy.media.images import Image
 from deblur_deploy.pipeline.int8.calibrate import run_body
 from deblur_deploy.pipeline.int8.quantize import layer_name
-from deblur_deploy.pipeline.nodes import attributes, replace_nodes
+from deblur_deploy.pipeline.nodes import attributes, names_read, replace_nodes
 
 Scales = dict[str, NDArray[np.float32]]
 """Range of each channel, by layer."""
@@ -59,7 +59,7 @@ class _Graph:
         self.constants = {value.name: value for value in body.graph.initializer}
         self.readers: dict[str, list[NodeProto]] = {}
         for node in body.graph.node:
-            for name in dict.fromkeys(node.input):
+            for name in sorted(names_read(node)):
                 self.readers.setdefault(name, []).append(node)
         self.ends = {value.name for value in body.graph.output}
         self.channels = _channels(body)
@@ -136,8 +136,8 @@ def channel_ranges(body: ModelProto, tiles: Sequence[Image], stem: int) -> Scale
     chosen = scalable(body)
     seen: dict[str, list[NDArray[np.float32]]] = {one.activation: [] for one in chosen}
     for values in run_body(body, tiles, stem, seen):
-        for name, each in seen.items():
-            each.append(np.abs(values[name]).max((0, 2, 3)))
+        for name in seen.keys() & values.keys():
+            seen[name].append(np.abs(values[name]).max((0, 2, 3)))
     ranges = {one.layer: np.quantile(seen[one.activation], _SHARE, axis=0).astype(np.float32) for one in chosen}
     return {
         # A layer that never fires has nothing to equalize.

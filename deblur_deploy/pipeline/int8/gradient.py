@@ -52,6 +52,8 @@ def computed(node: NodeProto, inputs: Sequence[Tensor | None]) -> Tensor | tuple
         case "MaxPool" | "AveragePool" if not about.get("ceil_mode"):
             if node.op_type == "AveragePool" and any(about.get("pads", ())):
                 raise NotImplementedError("AveragePool with padding")
+            if about.get("auto_pad", b"NOTSET") != b"NOTSET" or set(about.get("dilations", [1])) != {1}:
+                raise NotImplementedError("a pool of another shape")
             x = _padded(x, about.get("pads", (0, 0, 0, 0)), float("-inf"))
             size, strides = about["kernel_shape"], about.get("strides", (1, 1))
             return F.max_pool2d(x, size, strides) if node.op_type == "MaxPool" else F.avg_pool2d(x, size, strides)

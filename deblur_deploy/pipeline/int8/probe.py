@@ -19,11 +19,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from deblur_deploy.pipeline.graph import BLOCKS
 from deblur_deploy.pipeline.nodes import constants_of, observing
 
-_SIDE = 16
+PROBE_SIDE = 16
 """Height and width of the input that a body is tried with, in blocks: enough for five levels."""
 
 
-def int8_ops(body: ModelProto, side: int = _SIDE) -> dict[str, bool]:
+def int8_ops(body: ModelProto, side: int = PROBE_SIDE) -> dict[str, bool]:
     """Whether ONNX Runtime's CPU provider has an int8 kernel, for every type of operation on floats in ``body``.
 
     ``side`` is the height and width of the body's input that the operations are tried at.
@@ -50,7 +50,10 @@ def _values(body: ModelProto, side: int) -> dict[str, NDArray[np.generic]]:
 
 
 def _one_op(node: NodeProto, values: dict[str, NDArray[np.generic]], body: ModelProto) -> ModelProto:
-    """uint8 -> DequantizeLinear -> the operation -> QuantizeLinear -> uint8, all with one scale and zero point 0."""
+    """uint8 -> DequantizeLinear -> the operation -> QuantizeLinear -> uint8, all with one scale and zero point 0.
+
+    Each of the operation's outputs is quantized.
+    """
     weights = constants_of(body)
     constants: dict[str, NDArray[np.generic]] = {"scale": np.array(1, np.float32), "zero": np.array(0, np.uint8)}
     inputs, nodes, names = [], [], []
@@ -66,12 +69,17 @@ def _one_op(node: NodeProto, values: dict[str, NDArray[np.generic]], body: Model
         elif name:
             constants[f"x{place}"] = value if value is not None else weights[name]
         names.append(f"x{place}" if name else "")
-    tried = helper.make_node(node.op_type, names, ["y"])
+    given = {f"y{place}" if name else "": name for place, name in enumerate(node.output)}
+    tried = helper.make_node(node.op_type, names, [*given])
     tried.attribute.extend(node.attribute)
-    nodes += [tried, helper.make_node("QuantizeLinear", ["y", "scale", "zero"], ["result"])]
-    result = helper.make_tensor_value_info("result", TensorProto.UINT8, values[node.output[0]].shape)
+    nodes.append(tried)
+    results = []
+    for mine, name in given.items():
+        if name in values:
+            nodes.append(helper.make_node("QuantizeLinear", [mine, "scale", "zero"], [f"{mine}_result"]))
+            results.append(helper.make_tensor_value_info(f"{mine}_result", TensorProto.UINT8, values[name].shape))
     kept = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "one", inputs, [result], kept)
+    graph = helper.make_graph(nodes, "one", inputs, results, kept)
     return helper.make_model(graph, opset_imports=body.opset_import, ir_version=body.ir_version)
 
 
@@ -82,6 +90,9 @@ def _runs_in_int8(model: bytes) -> bool:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        try:
+            ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception:  # ONNX Runtime's; a loop reads values around it, and cannot be tried alone
+            return False
         left = {node.op_type for node in onnx.load(path).graph.node}
     return not left & {"QuantizeLinear", "DequantizeLinear"}

@@ -19,13 +19,14 @@ from deblur_deploy.pipeline.export import Exporter
 from deblur_deploy.pipeline.int8.calibrate import cut_smaller, cut_tiles, find_ranges, ranges_of_each, spanning
 from deblur_deploy.pipeline.int8.concat import joined, tied
 from deblur_deploy.pipeline.int8.equalize import channel_ranges, equalized
-from deblur_deploy.pipeline.int8.probe import int8_ops
+from deblur_deploy.pipeline.int8.probe import PROBE_SIDE, int8_ops
 from deblur_deploy.pipeline.int8.quantize import layer_name, quantize_body, quantize_with_nncf
 from deblur_deploy.pipeline.int8.rounding import Weights, input_moments, rounded_weights
 from deblur_deploy.pipeline.int8.tuning import Tuned, affordable, tuned
 from deblur_deploy.pipeline.nodes import with_constants
 from deblur_deploy.pipeline.rewrite import LAYERS
 from deblur_deploy.pipeline.rows import in_rows
+from deblur_deploy.runtime.tiling import up
 
 NNCF = "nncf"
 _HELD = 0.7
@@ -74,11 +75,14 @@ class Quantizer:
         return equalized(body, channel_ranges(body, self.tiles, self.stem))
 
     def _probe(self, layout: Layout) -> dict[str, bool]:
-        side = 4 * self.network.size_divisor // self.stem
-        return int8_ops(self.exporter.body(layout), max(side, self.network.least_px // self.stem))
+        # All that it computes is kept at once, so the image is small.
+        side = up(max(PROBE_SIDE, self.network.least_px // self.stem), self.network.multiple)
+        return int8_ops(self.exporter.body(layout), side)
 
     def _int8_ops(self, layout: Layout) -> list[str]:
-        return [op for op, runs in self._ops(layout).items() if runs and (self.breadth == "all" or op in _PASSES)]
+        # Of a Gemm, which is a gate's and small, weights are not rounded here, so it would not be the same everywhere.
+        runs = [op for op, runs in self._ops(layout).items() if runs and op != "Gemm"]
+        return [op for op in runs if self.breadth == "all" or op in _PASSES]
 
     def float_ops(self, layout: Layout) -> list[str]:
         """Types of operations that stay float, since ONNX Runtime has no int8 kernel for them here."""

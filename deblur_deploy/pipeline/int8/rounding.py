@@ -60,9 +60,10 @@ _LARGE = 2304
 
 
 def input_moments(body: ModelProto, tiles: Sequence[Image], stem: int) -> Moments:
-    """The moments of what each layer of ``body`` (fp32) reads, at random places of ``tiles``."""
-    weights, readers = _weights(body), _readers(body)
-    sizes = {name: values[0].size for name, values in weights.items()}
+    """The moments of what each layer of ``body`` (fp32) reads, at random places of ``tiles``, where it is told."""
+    weights = _weights(body)
+    readers = {name: reader for name, reader in _readers(body).items() if _is_told(reader, body)}
+    sizes = {name: weights[name][0].size for name in readers}
     moments = {
         name: np.zeros((_groups(readers[name]), size, size), np.float32 if size > _LARGE else np.float64)
         for name, size in sizes.items()
@@ -70,6 +71,8 @@ def input_moments(body: ModelProto, tiles: Sequence[Image], stem: int) -> Moment
     rng = np.random.default_rng(0)
     for seen in run_body(body, tiles, stem, {reader.input[0] for reader in readers.values()}):
         for name, reader in readers.items():
+            if reader.input[0] not in seen:
+                continue
             count = -(-_PLACES_PER_INPUT * sizes[name] // len(tiles))
             if sizes[name] <= _LARGE:
                 count = max(_PLACES, count)
@@ -102,36 +105,41 @@ def _columns(
 def _readers(body: ModelProto) -> dict[str, NodeProto]:
     """The layers whose weights are rounded here, by the name of the weights."""
     ranks = {value.name: len(value.dims) for value in body.graph.initializer}
-    wanted = {"Conv": 4, "MatMul": 2}
+    wanted = {"Conv": (3, 4, 5), "MatMul": (2,)}
     return {
         node.input[1]: node
         for node in body.graph.node
-        if node.op_type in wanted
-        and ranks.get(node.input[1]) == wanted[node.op_type]
-        and attributes(node).get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+        if node.op_type in wanted and ranks.get(node.input[1]) in wanted[node.op_type]
     }
+
+
+def _is_told(node: NodeProto, body: ModelProto) -> bool:
+    """Whether it is known here which values a layer's weights multiply; if not, they are rounded to the nearest."""
+    rank = next(len(value.dims) for value in body.graph.initializer if value.name == node.input[1])
+    return rank in (2, 4) and attributes(node).get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
 
 
 def _weights(body: ModelProto) -> dict[str, NDArray[np.float32]]:
     """(outputs, inputs, height, width) of every layer, by the name of the constant."""
     constants = constants_of(body)
     return {
-        name: constants[name].T[:, :, None, None] if reader.op_type == "MatMul" else constants[name]
+        name: constants[name].T[:, :, None, None]
+        if reader.op_type == "MatMul"
+        else constants[name].reshape(*constants[name].shape[:2], -1, constants[name].shape[-1])
         for name, reader in _readers(body).items()
     }
 
 
 def rounded_weights(body: ModelProto, moments: Moments | None) -> Weights:
     """The weights of the layers of ``body`` (fp32) on the int8 grid; each to the nearest without ``moments``."""
-    readers, found = _readers(body), {}
+    shapes, found = {value.name: tuple(value.dims) for value in body.graph.initializer}, {}
     for name, values in _weights(body).items():
-        seen = np.eye(values[0].size) if moments is None else moments[layer_name(name)]
+        seen = (moments or {}).get(layer_name(name), np.eye(values[0].size))
         parts = np.split(values, len(seen)) if seen.ndim == 3 else [values]
         rounded = [round_weights(part, of) for part, of in zip(parts, seen if seen.ndim == 3 else [seen], strict=True)]
         whole, step = (np.concatenate([getattr(one, key) for one in rounded]) for key in ("values", "step"))
-        found[name] = OnGrid(
-            values=whole[:, :, 0, 0].T.copy() if readers[name].op_type == "MatMul" else whole, step=step
-        )
+        matrix = len(shapes[name]) == 2
+        found[name] = OnGrid(values=whole[:, :, 0, 0].T.copy() if matrix else whole.reshape(shapes[name]), step=step)
     return found
 
 

@@ -106,7 +106,7 @@ class Shrinking:
             code=(_FIT, _RECOVER),
             inputs={"checkpoint": self.parent, "data": data_digest(self.config.recover)},
             config={**self._importance(), **self._target(), "target_ms": self.config.target_ms},
-            environment={**package_versions(), **this_machine()},
+            environment={**package_versions(), **this_machine(), **_computing()},
         )
 
     def _timed(self, nets: Sequence[Any]) -> list[float]:
