@@ -23,8 +23,6 @@ class Change:
 
     row: str
     what: str
-    old: float | None
-    new: float | None
     text: str
     worse: bool
 
@@ -40,9 +38,9 @@ def compare_records(old: Record, new: Record) -> list[Change]:
     for key, before, after in matched(old, new):
         name = " ".join(key)
         if after is None:
-            changes.append(Change(row=name, what="row", old=None, new=None, text="not measured any more", worse=True))
+            changes.append(Change(row=name, what="row", text="not measured any more", worse=True))
         elif after.error is not None:
-            changes.append(Change(row=name, what="row", old=None, new=None, text=f"fails: {after.error}", worse=True))
+            changes.append(Change(row=name, what="row", text=f"fails: {after.error}", worse=True))
         else:
             changes += _costs(name, before, after, old, new)
             quality.setdefault((*key[:-1], before.data), (before, after))
@@ -81,17 +79,15 @@ def caveats(old: Record, new: Record) -> list[str]:
         for name in old.versions
         if name in new.versions and old.versions[name] != new.versions[name]
     ]
-    if drifts := [_drift(old, new, size) for size in old.reference_ms if size in new.reference_ms]:
-        worst = max(drifts, key=abs)
-        if abs(worst) > LATENCY_TOLERANCE:
-            lines.append(f"the machine itself changed: the reference computation took {worst:+.0%}, which is allowed")
+    worst = max((_drift(old, new, size) for size in old.reference_ms), key=abs, default=0.0)
+    if abs(worst) > LATENCY_TOLERANCE:
+        lines.append(f"the machine itself changed: the reference computation took {worst:+.0%}, which is allowed")
     return lines
 
 
 def _drift(old: Record, new: Record, size: str) -> float:
-    if size not in old.reference_ms or size not in new.reference_ms:
-        return 0.0
-    return new.reference_ms[size] / old.reference_ms[size] - 1
+    before, after = old.reference_ms.get(size), new.reference_ms.get(size)
+    return after / before - 1 if before and after else 0.0
 
 
 def _costs(name: str, before: Row, after: Row, old: Record, new: Record) -> Iterator[Change]:
@@ -116,7 +112,7 @@ def _costs(name: str, before: Row, after: Row, old: Record, new: Record) -> Iter
             allowed = max(usual, noise + max(drift if change > 0 else -drift, 0))
         if abs(change) > allowed:
             text = f"{was:.4g} -> {is_:.4g} ({change:+.1%}, allowed {allowed:.1%})"
-            yield Change(row=name, what=what, old=was, new=is_, text=text, worse=is_ > was)
+            yield Change(row=name, what=what, text=text, worse=is_ > was)
 
 
 def _quality(name: str, before: Row, after: Row) -> Iterator[Change]:
@@ -129,4 +125,4 @@ def _quality(name: str, before: Row, after: Row) -> Iterator[Change]:
         was, is_ = getattr(before, what), getattr(after, what)
         if was is not None and is_ is not None and abs(is_ - was) > allowed:
             text = f"{was:.6g} -> {is_:.6g} ({is_ - was:+.4f}, allowed {allowed})"
-            yield Change(row=name, what=what, old=was, new=is_, text=text, worse=sign * (is_ - was) < 0)
+            yield Change(row=name, what=what, text=text, worse=sign * (is_ - was) < 0)

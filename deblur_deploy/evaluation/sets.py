@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
@@ -153,12 +152,11 @@ def _one_pair(
         quality = compare(restored, pair)
         if entry.model in fp32:
             reference, best = fp32[entry.model]
-            lost = best.psnr - quality.psnr
             found[entry.name] = _Finding(
                 name=pair.name,
                 quality=quality,
                 to_fp32=psnr(restored, reference),
-                drop_db=lost if isfinite(lost) else 0.0,
+                drop_db=best.psnr - quality.psnr,
             )
         else:
             found[entry.name] = _Finding(name=pair.name, quality=quality)

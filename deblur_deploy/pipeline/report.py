@@ -60,7 +60,7 @@ def write_report(
         figures=figures,
         tables=tables,
         notes=[
-            *(f"{note[0].upper()}{note[1:]}." for note in summary["notes"]),
+            *prune_report.sentences(summary["notes"]),
             f"{about['processor']}, {about['cores']} cores ({', '.join(about['instructions'])}). "
             + ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
         ],

@@ -25,7 +25,7 @@ def outcome(pruning: Mapping[str, Any]) -> Table:
         if name in psnr
     ]
     return Table(
-        heading="Pruning", columns=["", "before", "after", ""], rows=rows, note=" ".join(_sentences(pruning["notes"]))
+        heading="Pruning", columns=["", "before", "after", ""], rows=rows, note=" ".join(sentences(pruning["notes"]))
     )
 
 
@@ -50,5 +50,6 @@ def _psnr(psnr: Mapping[str, float], name: str) -> list[str]:
     return [f"{psnr['dense']:.3f}", f"{psnr[name]:.3f}", f"{psnr[name] - psnr['dense']:+.3f}"]
 
 
-def _sentences(notes: list[str]) -> list[str]:
+def sentences(notes: list[str]) -> list[str]:
+    """Notes as sentences."""
     return [f"{note[0].upper()}{note[1:]}." for note in notes]
