@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -504,6 +505,17 @@ def test_what_a_pixel_takes_needs_no_session_of_its_own(bundle: Path, monkeypatc
     assert engine._main is not None
     monkeypatch.setattr(engine._main, "_create", lambda *_: pytest.fail("another session"))
     assert 48 <= engine._main.bytes_per_pixel < 256
+
+
+@pytest.mark.parametrize(("macs", "taken"), [(26_000, 325), (1_000, 256), (2_300_000, 28_750)])
+def test_where_the_system_does_not_tell_a_network_takes_by_what_it_computes(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, macs: float, taken: int
+) -> None:
+    engine = DeblurEngine(bundle, "cpu", "int8")
+    assert engine._main is not None
+    monkeypatch.setattr(sessions_module, "resident_bytes", lambda: None)
+    engine._main.contract = replace(engine._main.contract, macs_per_pixel=macs)
+    assert engine._main.bytes_per_pixel == taken
 
 
 @pytest.mark.slow

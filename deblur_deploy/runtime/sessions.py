@@ -32,7 +32,7 @@ MAX_FIXED = 4
 """Fixed-shape sessions that one model keeps."""
 
 _PROBE_PX = 384
-_LEAST_BYTES_PER_PIXEL = 48
+_LEAST_BYTES_PER_PIXEL, _USUAL_BYTES_PER_PIXEL = 48, 256
 
 SURELY_FITS_BYTES_PER_PIXEL = 2500
 """What the heaviest network takes that we know of: full resolution, 64 channels, fp32."""
@@ -122,14 +122,18 @@ class Sessions:
                     after = resident_bytes()
                     session(little)  # gives back what it kept
                 if before is None or after is None:
-                    return SURELY_FITS_BYTES_PER_PIXEL
+                    return self._guessed_memory()
                 grown.append(after - before)
         except Exception as error:
             raise failure(error, own.name, f"failed on {self.where}") from None
         if (growth := median_low(grown)) <= 0:
-            return SURELY_FITS_BYTES_PER_PIXEL
+            return self._guessed_memory()
         # A compiled shape takes up to half as much again.
         return max(_LEAST_BYTES_PER_PIXEL, 3 * growth // (2 * large * large))
+
+    def _guessed_memory(self) -> int:
+        # What computes more for a pixel holds more of it; the heaviest of ours takes 2500 bytes for 213,000.
+        return max(_USUAL_BYTES_PER_PIXEL, int(self.contract.macs_per_pixel / 80))
 
     def run(self, batch: NDArray[Any], *, often: bool = False) -> NDArray[Any]:
         """Restore a C-contiguous batch in the layout and dtype of the contract; ``often`` fixes its shape at once.

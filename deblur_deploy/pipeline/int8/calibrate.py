@@ -1,8 +1,8 @@
 """Calibration: which tiles of which photographs, the ranges that activations take on them, and whether that was enough.
 
-The ranges of a statistic, and those of single tiles, are found by ONNX Runtime's own calibrators.  The audit then says
-what a bad calibration would hide: how many values of photographs that were held out lie outside of the ranges, and what
-kinds of photographs were missing.
+Histograms are ONNX Runtime's; least and largest values are taken here, as its calibrator holds all activations at once.
+The audit says what a bad calibration would hide: how many values of photographs that were held out lie outside of the
+ranges, and what kinds of photographs were missing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,11 @@ from deblur_deploy.pipeline.config import Statistic
 from deblur_deploy.pipeline.graph import BLOCKS, BYTE_SCALE
 from deblur_deploy.pipeline.nodes import constants_of, observing
 
-_CALIBRATORS: dict[Statistic, tuple[CalibrationMethod, dict[str, bool]]] = {
-    "minmax": (CalibrationMethod.MinMax, {}),
-    # With all tiles collected at once this is the mean of the tiles' extremes.
-    "moving_average": (CalibrationMethod.MinMax, {"moving_average": True}),
-    # Ranges around zero would spend half of uint8 on negative values, which no ReLU gives.
-    "percentile": (CalibrationMethod.Percentile, {"symmetric": False}),
-    "entropy": (CalibrationMethod.Entropy, {"symmetric": False}),
+_HISTOGRAMS: dict[Statistic, CalibrationMethod] = {
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
 }
+"""Statistics that ONNX Runtime's own calibrators find."""
 
 _KINDS = ("dark", "bright", "sharp", "blurred")
 _DARK, _BRIGHT = 64, 176
@@ -144,47 +141,51 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 def find_ranges(
     body: ModelProto, tiles: Sequence[Image], stem: int, op_types: Sequence[str], method: Statistic
 ) -> TensorsData:
-    """The range of every activation that nodes of ``op_types`` read or write, as ONNX Runtime's calibrators find it."""
-    kind, options = _CALIBRATORS[method]
-    with _calibrator(body, op_types, kind, options) as calibrator:
-        if kind is CalibrationMethod.MinMax:
-            calibrator.collect_data(_Reader(to_blocks(tile, stem) for tile in tiles))
-        else:
-            # These keep every activation of what they are given at once, and merge histograms afterwards.
-            for tile in tiles:
-                calibrator.collect_data(_Reader(iter([to_blocks(tile, stem)])))
+    """The range of every activation that nodes of ``op_types`` read or write, by ``method``."""
+    if method not in _HISTOGRAMS:
+        each = ranges_of_each(body, tiles, stem, op_types)
+        low, high = (np.mean, np.mean) if method == "moving_average" else (np.min, np.max)
+        return _joined(each, lambda lows, highs: (low(lows), high(highs)))
+    # Standard output is for results: what libraries print about their progress goes to standard error.
+    with tempfile.TemporaryDirectory(prefix="deblur-ranges-") as folder, contextlib.redirect_stdout(sys.stderr):
+        source = Path(folder, "body.onnx")
+        onnx.save(body, source)
+        # Ranges around zero would spend half of uint8 on negative values, which no ReLU gives.
+        augmented, options = str(source.with_stem("augmented")), {"symmetric": False}
+        calibrator = create_calibrator(source, op_types, augmented, _HISTOGRAMS[method], extra_options=options)
+        # It keeps every activation of what it is given at once, and merges histograms afterwards.
+        for tile in tiles:
+            calibrator.collect_data(_Reader(iter([to_blocks(tile, stem)])))
         return _checked(calibrator.compute_data())
 
 
 def ranges_of_each(body: ModelProto, tiles: Sequence[Image], stem: int, op_types: Sequence[str]) -> list[TensorsData]:
     """The least and the largest value of the same activations, on each tile."""
-    each = []
-    with _calibrator(body, op_types, CalibrationMethod.MinMax, {}) as calibrator:
-        for tile in tiles:
-            calibrator.calibrate_tensors_range = None  # or it would merge them
-            calibrator.collect_data(_Reader(iter([to_blocks(tile, stem)])))
-            each.append(_checked(calibrator.compute_data()))
-    return each
+    constants = constants_of(body).keys()
+    nodes = [node for node in body.graph.node if node.op_type in op_types]
+    names = {name for node in nodes for name in (*node.input, *node.output) if name} - constants
+    each: list[dict[str, tuple[np.float32, np.float32]]] = [{} for _ in tiles]
+    for number, seen in enumerate(run_body(body, tiles, stem, names)):
+        for name in sorted(names & seen.keys()):
+            value = seen[name]
+            if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.size:
+                each[number % len(tiles)][name] = value.min(), value.max()
+    return [_checked(TensorsData(CalibrationMethod.MinMax, ranges)) for ranges in each]
 
 
 def spanning(each: Sequence[TensorsData], share: float) -> TensorsData:
     """The ranges whose ends are not passed by ``share`` of the tiles."""
+    return _joined(each, lambda lows, highs: (np.quantile(lows, 1 - share), np.quantile(highs, share)))
+
+
+def _joined(each: Sequence[TensorsData], ends: Callable[[Any, Any], tuple[Any, Any]]) -> TensorsData:
+    """One range for each activation, of the lows and the highs of all tiles."""
     spans = {}
     for name in each[0]:
         lows, highs = np.transpose([np.ravel(ranges[name].range_value) for ranges in each])
-        spans[name] = np.float32(np.quantile(lows, 1 - share)), np.float32(np.quantile(highs, share))
+        low, high = ends(lows, highs)
+        spans[name] = np.float32(low), np.float32(high)
     return TensorsData(CalibrationMethod.MinMax, spans)
-
-
-@contextlib.contextmanager
-def _calibrator(
-    body: ModelProto, op_types: Sequence[str], kind: CalibrationMethod, options: dict[str, bool]
-) -> Iterator[Any]:
-    # Standard output is for results: what libraries print about their progress goes to standard error.
-    with tempfile.TemporaryDirectory(prefix="deblur-ranges-") as folder, contextlib.redirect_stdout(sys.stderr):
-        source = Path(folder, "body.onnx")
-        onnx.save(body, source)
-        yield create_calibrator(source, op_types, str(source.with_stem("augmented")), kind, extra_options=options)
 
 
 def _checked(ranges: TensorsData) -> TensorsData:
