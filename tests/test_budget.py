@@ -13,12 +13,13 @@ from deblur_deploy.errors import InputError, VerificationError
 from deblur_deploy.evaluation.quality import Pair
 from deblur_deploy.pipeline.config import Int8Config, Method
 from deblur_deploy.pipeline.export import Exporter
-from deblur_deploy.pipeline.int8.budget import quantize
+from deblur_deploy.pipeline.int8.budget import _affordable, quantize
 from deblur_deploy.pipeline.int8.coverage import int8_share
 from deblur_deploy.pipeline.int8.quantize import layers
 from deblur_deploy.pipeline.int8.quantizer import NNCF
 from deblur_deploy.pipeline.int8.search import Trial, fastest, return_layers
 from deblur_deploy.pipeline.int8.sensitivity import Sensitivity, return_order
+from deblur_deploy.pipeline.network import Network
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.providers import find
 from tests import small
@@ -169,3 +170,21 @@ def test_a_layer_too_large_to_return_does_not_keep_others_from_returning():
 
     how = Int8Config(min_macs=0.5)
     assert return_layers(attempt("minmax", ()), rows, [], attempt, how).in_float == ("small",)
+
+
+@pytest.mark.parametrize(
+    ("values", "divisor", "ours", "side"),
+    [(5_000, 16, False, 256), (60_000, 16, False, 128), (60_000, 16, True, 256), (1_000_000, 128, False, 128)],
+)
+def test_tiles_of_networks_that_hold_much_are_smaller(values, divisor, ours, side):
+    network = Network(
+        size_divisor=divisor,
+        receptive_radius_px=10,
+        macs_per_pixel=1e6,
+        values_per_pixel=values,
+        parameters=1,
+        ours=ours,
+    )
+    count, found = _affordable(Int8Config(), network)
+    assert found == side
+    assert count == (128 if ours else 8)

@@ -26,6 +26,9 @@ from deblur_deploy.pipeline.stages import Progress
 
 _MOST_WORK = 2e11
 """Work, in multiplications, that each of several passes over the calibration tiles may take: seconds of two cores."""
+_MOST_BYTES, _LEAST_PX = 3 * 2**32, 64
+"""What all values that a network computes for a tile may take, though they are looked at a part at a time; and the
+least side of a tile that is made smaller for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ def quantize(
     """
     network, layouts = exporter.network, exporter.layouts
     divisor = max(network.size_divisor, network.least_px)
-    tiles = cut_tiles(photos, divisor, _affordable(how, network), how.tile_px)
+    tiles = cut_tiles(photos, divisor, *_affordable(how, network))
     with tempfile.TemporaryDirectory(prefix="deblur-int8-") as name:
         search = Search(exporter, fp32, tiles.images, pairs, how, Path(name), on_progress)
         best = search.run()
@@ -104,11 +107,14 @@ def quantize(
     )
 
 
-def _affordable(how: Int8Config, network: Network) -> int:
-    """Tiles that calibration looks at: fewer of somebody else's network that is costly."""
+def _affordable(how: Int8Config, network: Network) -> tuple[int, int]:
+    """How many tiles calibration looks at, and their side: less of somebody else's network that is costly."""
+    side, least = how.tile_px, max(_LEAST_PX, network.size_divisor, network.least_px)
     if network.ours:
-        return how.tiles
-    return max(1, min(how.tiles, max(8, int(_MOST_WORK / (how.tile_px**2 * network.work_per_pixel)))))
+        return how.tiles, side
+    while side // 2 >= least and 4 * network.values_per_pixel * side**2 > _MOST_BYTES:
+        side //= 2
+    return max(1, min(how.tiles, max(8, int(_MOST_WORK / (side**2 * network.work_per_pixel))))), side
 
 
 def _check_share(best: Trial, float_ops: Mapping[Layout, list[str]], how: Int8Config, on_progress: Progress) -> None:

@@ -203,8 +203,9 @@ def run_body(
     Where they are too large to be held together, some of them come for all tiles, then others, and so on.
     """
     wanted = sorted({*names} - {BLOCKS})
-    for number, group in enumerate(_together(body, tiles[0], stem, wanted)):
-        session = observing(body, group) if group else None
+    groups = _together(body, tiles[0], stem, wanted)
+    for number, group in enumerate(groups):
+        session = observing(body, group, arena=len(groups) == 1) if group else None
         for tile in tiles:
             blocks = to_blocks(tile, stem)
             found = dict(zip(group, session.run(group, {BLOCKS: blocks}), strict=True)) if session else {}
