@@ -23,7 +23,6 @@ from deblur_deploy.pipeline.recipe import Recipe
 from deblur_deploy.pipeline.stages import Progress
 from deblur_deploy.runtime.engine import DeblurEngine
 from deblur_deploy.runtime.providers import find
-from deblur_deploy.runtime.tiling import up
 
 _SAME_RESULT_DB = 45
 """Providers round differently, and some compute in bf16; a wrong result is far below this."""
@@ -77,7 +76,7 @@ def measure(artifact: Artifact, fp32: Artifact, pairs: Sequence[Pair], baseline:
     rows = [compare(image, pair) for image, pair in zip(restored, pairs, strict=True)]
     drop, worst = _lost(restored, baseline, pairs)
     with DeblurEngine(fp32.path, provider="cpu") as exact, DeblurEngine(artifact.path, provider="cpu") as engine:
-        extremes = extreme_images(up(_LEAST_PX, exact.contract.size_divisor))
+        extremes = extreme_images(max(4 * exact.contract.size_divisor, _LEAST_PX))
         extremes_db = {
             name: psnr(_to_bytes(engine(_as_input(image, artifact))), exact(image)) for name, image in extremes.items()
         }
